@@ -1,0 +1,1 @@
+"""The instrument: how good recall is, and what a context costs. `python -m evals --help`."""

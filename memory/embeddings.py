@@ -1,0 +1,179 @@
+"""Dense vectors through LangChain's Embeddings: FastEmbed over the shipped model, OpenAI, none.
+
+`DenseModel` loads in the background: the service starts without waiting for it, recall is by
+words until it is there, and what failed is said. Vectors are never made up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from langchain_core.embeddings import Embeddings
+
+from memory.config import DEFAULT_EMBEDDING, EmbeddingConfig
+from memory.errors import ConfigError, EmbeddingUnavailable
+from memory.tokens import ASSETS
+
+SHIPPED = ASSETS / "all-MiniLM-L6-v2"
+T = TypeVar("T")
+State = Literal["off", "loading", "ready", "failed"]
+
+
+class FastEmbedEmbeddings(Embeddings):
+    """FastEmbed behind LangChain's interface, one text at a time.
+
+    An int8 model's vectors depend a little on what else is in the batch; one text per call
+    makes them repeatable, and costs little on one core.
+    """
+
+    def __init__(self, name: str, path: Path | None) -> None:
+        # onnxruntime's wheel would else write a device id under the user's cache folder.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+        from fastembed import TextEmbedding
+
+        self._model = TextEmbedding(
+            name, specific_model_path=str(path) if path else None, threads=1
+        )
+        self.dimensions = int(self._model.embedding_size)
+
+    def embed_query(self, text: str) -> list[float]:
+        return [float(x) for x in next(iter(self._model.embed([text])))]
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+
+class Loaded(NamedTuple):
+    embeddings: Embeddings
+    dimensions: int
+    identity: str
+
+
+class DenseModel:
+    """The embedding model and its state: off, loading, ready or failed (`reason` says why)."""
+
+    def __init__(self, config: EmbeddingConfig) -> None:
+        self._config = config
+        self.state: State = "off" if config.provider == "none" else "loading"
+        self.reason = ""
+        self._loaded: Loaded | None = None
+        # A question must not wait behind a batch that is being indexed.
+        self._queries = ThreadPoolExecutor(1, thread_name_prefix="embed-query")
+        self._documents = ThreadPoolExecutor(1, thread_name_prefix="embed-document")
+
+    @property
+    def identity(self) -> str:
+        return self._loaded.identity if self._loaded else ""
+
+    @property
+    def dimensions(self) -> int:
+        return self._loaded.dimensions if self._loaded else 0
+
+    async def load(self) -> None:
+        """Load within `load_timeout`; the outcome is in `state`. Never raises for a bad model."""
+        if self.state == "off":
+            return
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[Loaded] = loop.create_future()
+
+        def settle(set_: Callable[[], None]) -> None:
+            if not outcome.done():
+                set_()
+
+        def work() -> None:
+            try:
+                loaded = _load(self._config)
+            except Exception as error:  # a library's download or parsing: any kind of error
+                reason = error
+                _call(loop, lambda: settle(lambda: outcome.set_exception(reason)))
+            else:
+                _call(loop, lambda: settle(lambda: outcome.set_result(loaded)))
+
+        # A daemon: a download that hangs must not keep the process from ending.
+        threading.Thread(target=work, name="embedding-load", daemon=True).start()
+        timeout = self._config.load_timeout
+        try:
+            self._loaded = await asyncio.wait_for(outcome, None if timeout == 0 else timeout)
+            self.state = "ready"
+        except TimeoutError:
+            self.state, self.reason = "failed", f"not loaded within {timeout:g} s"
+        except Exception as error:  # see work()
+            self.state, self.reason = "failed", f"{type(error).__name__}: {error}"
+
+    async def query(self, text: str) -> list[float]:
+        """The vector of a question. Raises EmbeddingUnavailable."""
+        return await self._run(self._queries, lambda e: e.embed_query(text))
+
+    async def documents(self, texts: list[str]) -> list[list[float]]:
+        """The vectors of passages, in order. Raises EmbeddingUnavailable."""
+        return await self._run(self._documents, lambda e: e.embed_documents(texts))
+
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[Embeddings], T]) -> T:
+        if self._loaded is None:
+            raise EmbeddingUnavailable(self.reason or self.state)
+        embeddings = self._loaded.embeddings
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(pool, work, embeddings)
+        except Exception as error:  # onnxruntime, openai and httpx have no common base
+            raise EmbeddingUnavailable(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        self._queries.shutdown(wait=False, cancel_futures=True)
+        self._documents.shutdown(wait=False, cancel_futures=True)
+
+
+def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
+    try:
+        loop.call_soon_threadsafe(work)
+    except RuntimeError:  # the loop is closed: nobody waits for this model any more
+        pass
+
+
+def _load(config: EmbeddingConfig) -> Loaded:
+    if config.provider == "openai":
+        return _load_openai(config)
+    path = Path(config.path) if config.path else None
+    if path is None and config.name == DEFAULT_EMBEDDING:
+        path = SHIPPED
+    if path is not None and not path.is_dir():
+        raise ConfigError("embedding.path", f"{path} is not a folder")
+    if path is None and os.environ.get("HF_HUB_OFFLINE") != "1":
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    model = FastEmbedEmbeddings(config.name, path)
+    return Loaded(model, model.dimensions, f"{config.name}@{_graph_digest(config.name, path)}")
+
+
+def _graph_digest(name: str, path: Path | None) -> str:
+    if path is None:
+        return name
+    graph = next(iter(sorted(path.rglob("*.onnx"))), None)
+    if graph is None:
+        raise ConfigError("embedding.path", f"{path} holds no .onnx file")
+    with graph.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _load_openai(config: EmbeddingConfig) -> Loaded:
+    from langchain_openai import OpenAIEmbeddings
+
+    key = config.api_key.get_secret_value() if config.api_key else os.environ.get("OPENAI_API_KEY")
+    model = OpenAIEmbeddings(
+        model=config.name,
+        base_url=config.base_url,
+        api_key=key or "none",
+        dimensions=config.dimensions,
+        check_embedding_ctx_length=False,
+        max_retries=1,
+        timeout=10.0,
+    )
+    dimensions = config.dimensions or len(model.embed_query("dimensions"))
+    return Loaded(model, dimensions, json.dumps([config.name, config.base_url]))

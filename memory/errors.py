@@ -1,0 +1,72 @@
+"""Everything the library raises on purpose.
+
+StrataError
+├── ConfigError               a setting is wrong; the message names it and the fix
+├── InvalidInput              the caller's data is wrong; `field` names where
+├── BudgetExceeded            system text and question alone do not fit the budget
+├── NotFound                  no such thing, or another user's (never told apart)
+├── SessionBusy               the session's running turn did not end in time
+├── TurnLost                  a late write: the turn was taken over, erased or is finished
+├── StoreUnavailable          the store did not answer
+├── IndexUnavailable          the vector index did not answer
+└── EmbeddingUnavailable      no dense vectors at present
+"""
+
+from __future__ import annotations
+
+
+class StrataError(Exception):
+    """Base of the tree."""
+
+
+class ConfigError(StrataError):
+    """A setting is wrong. `key` is its dotted name."""
+
+    def __init__(self, key: str, problem: str, fix: str = "") -> None:
+        self.key = key
+        super().__init__(f"{key}: {problem}" + (f" ({fix})" if fix else ""))
+
+
+class InvalidInput(StrataError):
+    """The caller's data is wrong. `done` says how many items were kept before the fault."""
+
+    def __init__(self, field: str, problem: str, *, done: int | None = None) -> None:
+        self.field = field
+        self.done = done
+        super().__init__(f"{field}: {problem}")
+
+
+class BudgetExceeded(StrataError):
+    def __init__(self, *, needed_tokens: int, budget_tokens: int) -> None:
+        self.needed_tokens = needed_tokens
+        self.budget_tokens = budget_tokens
+        super().__init__(
+            f"system text and question need {needed_tokens} tokens, the budget is "
+            f"{budget_tokens}: shorten them or raise budget.context_tokens"
+        )
+
+
+class NotFound(StrataError):
+    pass
+
+
+class SessionBusy(StrataError):
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("another turn of this session is running")
+
+
+class TurnLost(StrataError):
+    pass
+
+
+class StoreUnavailable(StrataError):
+    pass
+
+
+class IndexUnavailable(StrataError):
+    pass
+
+
+class EmbeddingUnavailable(StrataError):
+    pass

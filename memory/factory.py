@@ -1,0 +1,193 @@
+"""Puts a memory together from its configuration: `async with open_memory(config) as strata:`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from memory.config import MemoryConfig
+from memory.embeddings import DenseModel
+from memory.erasing import Erasing
+from memory.errors import ConfigError, IndexUnavailable, StrataError
+from memory.folding import Folding
+from memory.gates import SessionGates, SessionLocks
+from memory.indexes.base import VectorIndex
+from memory.library import Library
+from memory.orchestrator import Memory
+from memory.projection import Projection
+from memory.recall import Recall
+from memory.stores.base import TurnStore
+from memory.summary import Summarizer
+from memory.sweeper import Sweeper
+from memory.tokens import TokenCounter, load_counter
+
+log = structlog.get_logger("strata")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strata:
+    """An opened memory. `memory` takes turns, `library` reads, the rest works behind them."""
+
+    memory: Memory
+    library: Library
+    store: TurnStore
+    index: VectorIndex | None
+    model: DenseModel
+    counter: TokenCounter
+    projection: Projection
+    folding: Folding
+    sweeper: Sweeper
+    config: MemoryConfig
+    model_loaded: asyncio.Event
+
+    async def settled(self) -> None:
+        """Return when the embedding model is loaded (or has failed) and nothing is pending."""
+        await self.model_loaded.wait()
+        await self.projection.settled()
+
+
+def file_path(url: str, scheme: str) -> Path | None:
+    """The path in `scheme:///relative` or `scheme:////absolute` (SQLAlchemy's form), or None."""
+    prefix = f"{scheme}:///"
+    return Path(url[len(prefix) :]) if url.startswith(prefix) and url != prefix else None
+
+
+def make_store(config: MemoryConfig) -> TurnStore:
+    path = file_path(config.store.url, "sqlite")
+    if path is None:
+        raise ConfigError(
+            "store.url",
+            f"{config.store.url.split('://')[0]}://… is not supported here",
+            "use sqlite:///folder/file.db (relative) or sqlite:////folder/file.db (absolute)",
+        )
+    from memory.stores.sqlite import SqliteStore
+
+    return SqliteStore(path, timeout_seconds=config.store.timeout)
+
+
+def make_index(config: MemoryConfig) -> VectorIndex | None:
+    if config.index.url == "none":
+        return None
+    path = file_path(config.index.url, "edge")
+    if path is None:
+        raise ConfigError(
+            "index.url",
+            f"{config.index.url.split('://')[0]}://… is not supported here",
+            "use edge:///folder (relative), edge:////folder (absolute) or none",
+        )
+    from memory.indexes.edge import EdgeIndex
+
+    return EdgeIndex(path)
+
+
+@asynccontextmanager
+async def open_memory(
+    config: MemoryConfig,
+    *,
+    chat_model: str = "gpt-4.1-mini",
+    summarizer: Summarizer | None = None,
+    background: bool = True,
+) -> AsyncIterator[Strata]:
+    """Open stores, load what is needed, and keep projections and expiry going.
+
+    `chat_model` decides how tokens are counted; without a `summarizer` summaries are extracts.
+    With `background=False` nothing runs by itself (call `projection.settled()`).
+    Raises ConfigError, StoreUnavailable.
+    """
+    store, index = make_store(config), make_index(config)
+    counter = await asyncio.to_thread(load_counter, chat_model)
+    model = DenseModel(config.embedding if index else config.embedding.model_copy(
+        update={"provider": "none"}
+    ))  # fmt: skip
+    locks, gates = SessionLocks(), SessionGates()
+    recall = Recall(index=index, model=model, config=config.recall)
+    folding = Folding(
+        store=store, counter=counter, config=config, locks=locks, summarizer=summarizer
+    )
+    projection = Projection(
+        store=store,
+        index=index,
+        model=model,
+        folding=folding,
+        locks=locks,
+        counter=counter,
+        config=config,
+    )
+    erasing = Erasing(store=store, index=index, projection=projection, locks=locks)
+    strata = Strata(
+        memory=Memory(
+            store=store,
+            recall=recall,
+            counter=counter,
+            config=config,
+            gates=gates,
+            wake=projection.wake,
+        ),
+        library=Library(
+            store=store, recall=recall, projection=projection, erasing=erasing, config=config
+        ),
+        store=store,
+        index=index,
+        model=model,
+        counter=counter,
+        projection=projection,
+        folding=folding,
+        sweeper=Sweeper(
+            store=store,
+            index=index,
+            erasing=erasing,
+            folding=folding,
+            projection=projection,
+            locks=locks,
+            config=config,
+        ),
+        config=config,
+        model_loaded=asyncio.Event(),
+    )
+    await store.open()
+    tasks: list[asyncio.Task[None]] = []
+    try:
+        interrupted = await store.interrupt_running()
+        if interrupted:
+            log.warning("turns.interrupted", count=interrupted)
+        if index is not None and await index.open():
+            await store.unsettle()
+        jobs: list[Coroutine[Any, Any, None]] = [_load_model(strata)]
+        if background:
+            jobs += [projection.run(), folding.run(), strata.sweeper.run()]
+        tasks = [asyncio.create_task(job) for job in jobs]
+        yield strata
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await projection.drain()
+        if index is not None:
+            with suppress(IndexUnavailable):
+                await index.close()
+        model.close()
+        await store.close()
+
+
+async def _load_model(strata: Strata) -> None:
+    """Load the embedding model, make room for its vectors, and queue what lacks them."""
+    model, index = strata.model, strata.index
+    try:
+        await model.load()
+        if model.state == "ready" and index is not None:
+            fresh = await index.use_model(model.identity, model.dimensions)
+            await strata.store.unsettle_dense(reset=fresh)
+            strata.projection.model_ready()
+    except StrataError as error:
+        model.state, model.reason = "failed", str(error)
+    finally:
+        strata.model_loaded.set()
+        log.info("embedding.loaded", state=model.state, reason=model.reason or None)

@@ -1,0 +1,67 @@
+"""One turn at a time per session inside this process, in order of arrival; one projector too."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from weakref import WeakValueDictionary
+
+from memory.errors import SessionBusy
+
+
+class _Gate:
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+class SessionGates:
+    """A gate is taken by the request that accepts a turn and freed by whoever ends the turn."""
+
+    def __init__(self) -> None:
+        self._gates: dict[str, _Gate] = {}
+
+    def is_free(self, key: str) -> bool:
+        return key not in self._gates
+
+    async def acquire(self, key: str, *, wait_seconds: float) -> None:
+        """Raises SessionBusy when the gate is not free in time."""
+        gate = self._gates.setdefault(key, _Gate())
+        gate.users += 1
+        try:
+            if not gate.lock.locked():
+                await gate.lock.acquire()
+                return
+            if wait_seconds <= 0:
+                raise SessionBusy(1.0)
+            async with asyncio.timeout(None if math.isinf(wait_seconds) else wait_seconds):
+                await gate.lock.acquire()
+        except TimeoutError:
+            self._leave(key, gate)
+            raise SessionBusy(1.0) from None
+        except BaseException:
+            self._leave(key, gate)
+            raise
+
+    def release(self, key: str) -> None:
+        gate = self._gates[key]
+        gate.lock.release()
+        self._leave(key, gate)
+
+    def _leave(self, key: str, gate: _Gate) -> None:
+        gate.users -= 1
+        if gate.users == 0:
+            del self._gates[key]
+
+
+class SessionLocks:
+    """Held while a session's projections are changed; who erases it takes it too."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, key: str) -> asyncio.Lock:
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock

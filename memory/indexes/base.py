@@ -1,0 +1,101 @@
+"""What recall and the projector need of a vector index. No search exists without a user.
+
+An index is a projection: it may be stale, slow, empty or gone. It ranks; it never decides what a
+user may see. Every method raises `IndexUnavailable` when the index does not answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import NamedTuple, Protocol, TypedDict
+
+from memory.sparse import SparseVector
+
+
+class Payload(TypedDict):
+    """Features of a passage; no text, no name, no client's session id."""
+
+    user: str
+    session: str
+    message: str
+    seq: int
+    role: str
+    speakers: list[str]  # hashes of the speaker's name and of its words; empty without a name
+    day: int  # proleptic ordinal of the day on which it was said
+    tokens: int
+    passage: int
+    passages: int
+    expires_at: int  # seconds since 1970, rounded up
+
+
+class Point(NamedTuple):
+    id: str
+    payload: Payload
+    sparse: SparseVector
+    dense: list[float] | None
+
+
+class Hit(NamedTuple):
+    id: str
+    score: float
+    payload: Payload
+
+
+class Hits(NamedTuple):
+    """Both rankings of one search, best first."""
+
+    lexical: list[Hit]
+    dense: list[Hit]
+
+
+class VectorIndex(Protocol):
+    async def open(self) -> bool:
+        """True when the index is new (or was emptied): everything has to be projected again."""
+        ...
+
+    async def use_model(self, identity: str, dimensions: int) -> bool:
+        """Make room for this model's vectors. True when they are not there yet: the dense
+        projection starts anew, the vectors of another model are dropped."""
+        ...
+
+    async def upsert(self, points: Sequence[Point]) -> None: ...
+
+    async def update_sparse(self, vectors: Sequence[tuple[str, SparseVector]]) -> None:
+        """Replace vectors by point id; unknown points are passed over."""
+        ...
+
+    async def update_dense(self, vectors: Sequence[tuple[str, list[float]]]) -> None:
+        """As `update_sparse`."""
+        ...
+
+    async def search(
+        self,
+        *,
+        user: str,
+        sparse: SparseVector,
+        dense: Sequence[float] | None,
+        limit: int,
+        now: datetime,
+        session: str | None = None,
+    ) -> Hits:
+        """At most `limit` hits per key; `dense=None` searches by words alone."""
+        ...
+
+    async def speakers(self, user: str) -> frozenset[str]:
+        """The hashed speaker names in this user's points (the hundred most frequent)."""
+        ...
+
+    async def delete_session(self, *, user: str, session: str) -> None: ...
+
+    async def delete_messages(self, *, user: str, messages: Sequence[str]) -> None: ...
+
+    async def delete_expired(self, before: datetime) -> None: ...
+
+    async def count(self, user: str | None = None) -> int: ...
+
+    async def flush(self) -> None:
+        """After this everything written so far survives a loss of power."""
+        ...
+
+    async def close(self) -> None: ...

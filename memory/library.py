@@ -1,0 +1,186 @@
+"""Reading back: turns, history, sessions, memories. Everything belongs to the asking user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from memory.config import MemoryConfig
+from memory.erasing import Erasing
+from memory.errors import NotFound
+from memory.lifetimes import ended, session_expiry
+from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
+from memory.projection import Projection
+from memory.recall import Recall
+from memory.rereading import reread
+from memory.stores.base import TurnStore
+
+
+class Memories(NamedTuple):
+    """`items` best (with a query) or newest first; `degraded` says what the search lacked."""
+
+    items: list[Recollection]
+    degraded: tuple[str, ...]
+
+
+class Library:
+    def __init__(
+        self,
+        *,
+        store: TurnStore,
+        recall: Recall,
+        projection: Projection,
+        erasing: Erasing,
+        config: MemoryConfig,
+    ) -> None:
+        self._store = store
+        self._recall = recall
+        self._projection = projection
+        self._erasing = erasing
+        self._config = config
+
+    async def turn(self, user: User, turn_id: str) -> Turn:
+        """The whole turn. Raises NotFound, also for another user's and for recorded messages."""
+        if not turn_id.startswith(f"{user.key}."):
+            raise NotFound("turn")
+        turn = await self._store.turn(turn_id, now=now())
+        if turn is None or turn.user is None or turn.assistant is None:
+            raise NotFound("turn")
+        return turn
+
+    async def messages(
+        self, user: User, session_id: str, *, before: int | None, limit: int
+    ) -> tuple[list[Message], int | None]:
+        """The newest page before `before`, oldest first in it, and the next page's `before`.
+
+        Raises NotFound for a session that does not exist.
+        """
+        session = await self.session(user, session_id)
+        turns = await self._store.history(
+            session.key, now=now(), before=before, first=session.first_seq, limit=limit + 1
+        )
+        found = [m for turn in reversed(turns) for m in turn.messages]
+        found = [m for m in found if before is None or m.seq < before]
+        page = found[-limit:]
+        more = len(found) > limit or len(turns) > limit
+        return page, page[0].seq if more and page else None
+
+    async def session(self, user: User, session_id: str) -> Session:
+        """The session, repaired from its turns. Raises NotFound."""
+        key = session_key(user.key, session_id)
+        session = await self._projection.session(key)
+        if session is None or self._has_ended(session):
+            raise NotFound("session")
+        return session
+
+    async def sessions(
+        self, user: User, *, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Session]:
+        """By last activity, newest first; one more than `limit` when there are more."""
+        await self._projection.refresh(user.key)
+        found = await self._store.sessions(user.key, before=before, limit=limit + 1)
+        return [session for session in found if not self._has_ended(session)]
+
+    def _has_ended(self, session: Session) -> bool:
+        empty = session.last_seq < session.first_seq
+        return empty or ended(session, None, now(), self._config.ttl.session)
+
+    async def change(self, user: User, session_id: str, changes: Mapping[str, Any]) -> Session:
+        """Set `title`, `metadata`, `ttl_seconds`. Raises NotFound."""
+        session = await self.session(user, session_id)
+        values = dict(changes)
+        if "ttl_seconds" in values:
+            changed = msgspec.structs.replace(session, ttl_seconds=values["ttl_seconds"])
+            values["expires_at"] = session_expiry(
+                changed, session.updated_at, self._config.ttl.session
+            )
+        await self._store.change_session(session.key, values)
+        return await self.session(user, session_id)
+
+    async def delete_session(self, user: User, session_id: str) -> int:
+        """Erase a session with everything that came from it; returns its turns. NotFound."""
+        session = await self.session(user, session_id)
+        return await self._erasing.erase_session(
+            user=user.key, key=session.key, session_id=session_id
+        )
+
+    async def memories(
+        self,
+        user: User,
+        *,
+        query: str | None,
+        limit: int,
+        session_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        role: Role | None = None,
+    ) -> Memories:
+        """Messages by meaning and words, or without a query simply the newest."""
+        key = session_key(user.key, session_id) if session_id else None
+
+        def wanted(message: Message) -> bool:
+            return (
+                bool(message.content)
+                and (role is None or message.role == role)
+                and (since is None or message.created_at >= since)
+                and (until is None or message.created_at < until)
+            )
+
+        if query is None:
+            return Memories(await self._newest(user, key, wanted, limit, since, until), ())
+        ranked = await self._recall.search(query, user=user.key, now=now(), session=key)
+        recalled = await reread(
+            ranked,
+            store=self._store,
+            user=user.key,
+            current_session="",
+            budget_tokens=10**9,
+            ttl=self._config.ttl,
+        )
+        best: dict[str, Recollection] = {}
+        for item in recalled.items:
+            if wanted(item.message):
+                best.setdefault(item.message.id, item)
+        return Memories(list(best.values())[:limit], ranked.degraded)
+
+    async def _newest(
+        self,
+        user: User,
+        key: str | None,
+        wanted: Callable[[Message], bool],
+        limit: int,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> list[Recollection]:
+        found: list[Recollection] = []
+        before: tuple[datetime, str] | None = None
+        while len(found) < limit:
+            turns = await self._store.user_turns(
+                user.key,
+                now=now(),
+                limit=limit,
+                session_key=key,
+                since=since,
+                until=until,
+                before=before,
+            )
+            for turn in turns:
+                found += [
+                    Recollection(
+                        message=message,
+                        session_id=turn.session_id,
+                        passage=0,
+                        score=0.0,
+                        dense_rank=None,
+                        lexical_rank=None,
+                    )
+                    for message in reversed(turn.messages)
+                    if wanted(message)
+                ]
+            if len(turns) < limit:
+                break
+            before = (turns[-1].created_at, turns[-1].id)
+        return found[:limit]

@@ -1,0 +1,268 @@
+"""The values that flow between the layers. All frozen; all know how to become JSON.
+
+Ids are derivable, never looked up: user key = hash of tenant and user, session key =
+`<user key>.<hash of the client's session id>`, turn id = `<session key>:<seq, 10 digits>`,
+message id = `<turn id>.u` or `.a`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+Role = Literal["user", "assistant"]
+MessageStatus = Literal["running", "done", "partial", "interrupted", "failed", "forgotten"]
+TurnStatus = Literal["running", "done", "partial", "interrupted", "failed"]
+RecallScope = Literal["user", "session", "none"]
+
+NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+
+
+def now() -> datetime:
+    """The current time in UTC, cut to milliseconds (what every store can hold)."""
+    moment = datetime.now(UTC)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def user_key(tenant: str, user: str) -> str:
+    """32 hex digits that stand for one user of one tenant in every store."""
+    return _digest(f"{tenant}\0{user}")
+
+
+def session_key(user: str, session_id: str) -> str:
+    return f"{user}.{_digest(session_id)}"
+
+
+def turn_id(session: str, seq: int) -> str:
+    return f"{session}:{seq:010d}"
+
+
+def turn_of(message_id: str) -> str:
+    """The id of the document that holds this message."""
+    return message_id.rpartition(".")[0]
+
+
+class User(msgspec.Struct, frozen=True):
+    """Who is speaking. Comes from a credential, never from a body or a path."""
+
+    tenant: str
+    name: str
+
+    @property
+    def key(self) -> str:
+        return user_key(self.tenant, self.name)
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One utterance. `tokens` counts `content` alone; times are UTC."""
+
+    id: str
+    seq: int
+    role: Role
+    content: str
+    status: MessageStatus
+    tokens: int
+    created_at: datetime
+    recorded_at: datetime
+    client_id: str | None = None
+    speaker: str | None = None
+    turn_id: str | None = None
+
+
+class LayerTokens(msgspec.Struct, frozen=True):
+    tokens: int = 0
+
+
+class SummaryLayer(msgspec.Struct, frozen=True):
+    tokens: int = 0
+    version: int = 0
+    covers_through: int = 0
+    retired: int = 0
+
+
+class WindowLayer(msgspec.Struct, frozen=True):
+    tokens: int = 0
+    messages: int = 0
+    first_seq: int | None = None
+    last_seq: int | None = None
+
+
+class RecallItem(msgspec.Struct, frozen=True, kw_only=True):
+    message_id: str
+    session_id: str
+    seq: int
+    score: float
+    dense_rank: int | None
+    lexical_rank: int | None
+
+
+class RecallLayer(msgspec.Struct, frozen=True):
+    tokens: int = 0
+    items: tuple[RecallItem, ...] = ()
+
+
+class Layers(msgspec.Struct, frozen=True, kw_only=True):
+    system: LayerTokens = LayerTokens()
+    facts: LayerTokens = LayerTokens()
+    summary: SummaryLayer = SummaryLayer()
+    window: WindowLayer = WindowLayer()
+    recall: RecallLayer = RecallLayer()
+    question: LayerTokens = LayerTokens()
+
+
+class Dropped(msgspec.Struct, frozen=True):
+    """`count` messages (statements, for the summary) of `layer` that were left out, and why."""
+
+    layer: str
+    reason: str
+    count: int
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """The account of a context. The layers' tokens add up to `used_tokens` ≤ `budget_tokens`."""
+
+    budget_tokens: int
+    used_tokens: int
+    estimated: bool
+    layers: Layers
+    dropped: tuple[Dropped, ...]
+    degraded: tuple[str, ...]
+    prefix_hash: str
+    stable_prefix_tokens: int
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """One message as the model receives it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What is sent to the model, and its account.
+
+    `prefix_marks` are the hashes after each stable part of the prompt; the next turn compares
+    its own with them to tell how many leading tokens a provider's cache can reuse.
+    `recall_block` is the fenced text of recall as it stands in the last message.
+    """
+
+    messages: tuple[ChatMessage, ...]
+    receipt: Receipt
+    prefix_marks: tuple[str, ...]
+    recall_block: str
+
+
+class TurnError(msgspec.Struct, frozen=True, omit_defaults=True):
+    code: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One document of the log: a request with its answer, or one recorded message.
+
+    `token` fences writers: an update names it and matches nothing once another writer has taken
+    the turn over. `pending` = some projection has not seen it yet.
+    """
+
+    id: str
+    user_key: str
+    session_key: str
+    session_id: str
+    seq: int
+    last_seq: int
+    status: TurnStatus
+    token: str
+    user: Message | None
+    assistant: Message | None
+    idempotency: str
+    created_at: datetime
+    recorded_at: datetime
+    expires_at: datetime
+    attempt: int = 1
+    until: datetime | None = None
+    body_hash: str | None = None
+    receipt: Receipt | None = None
+    prefix_marks: tuple[str, ...] = ()
+    usage: dict[str, int] | None = None
+    finish_reason: str | None = None
+    error: TurnError | None = None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return tuple(m for m in (self.user, self.assistant) if m is not None)
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The rolled text of everything up to and with message `covers_through`.
+
+    `retired` counts the statements that no longer fit; recall still finds them. The text is
+    hidden from `expires_at` on, until it is rolled anew from the segments that live.
+    """
+
+    text: str = ""
+    version: int = 0
+    covers_through: int = 0
+    retired: int = 0
+    tokens: int = 0
+    degraded: bool = False
+    expires_at: datetime = NEVER
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """What one fold took out of messages `first_seq`…`last_seq`."""
+
+    session_key: str
+    first_seq: int
+    last_seq: int
+    text: str
+    expires_at: datetime
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings and watermarks of one conversation; everything else in it is derived."""
+
+    key: str
+    user_key: str
+    session_id: str
+    title: str
+    created_at: datetime
+    updated_at: datetime
+    first_seq: int = 1
+    last_seq: int = 0
+    summary: Summary = Summary()
+    lexical_through: int = 0
+    dense_through: int = 0
+    facts_through: int = 0
+    expires_at: datetime = NEVER
+    ttl_seconds: float | None = None
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    erasing: bool = False
+
+
+class Recollection(msgspec.Struct, frozen=True, kw_only=True):
+    """One recalled passage of one message, best first; text and owner come from the store."""
+
+    message: Message
+    session_id: str
+    passage: int
+    score: float
+    dense_rank: int | None
+    lexical_rank: int | None
+
+
+class Recalled(msgspec.Struct, frozen=True):
+    """The outcome of a search: what was found, what was refused on re-reading, what failed."""
+
+    items: tuple[Recollection, ...] = ()
+    gone: int = 0
+    degraded: tuple[str, ...] = ()

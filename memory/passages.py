@@ -1,0 +1,94 @@
+"""Pure: a message as passages, and the two texts by which each passage is found.
+
+Numbers from RECALL.md of the design: what was measured is a message of at most 520 characters
+as one passage, longer ones in pieces of at most 400 at line or sentence ends.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+from datetime import date
+from typing import NamedTuple
+
+from memory.models import Message
+
+WHOLE_CHARACTERS = 520
+PIECE_CHARACTERS = 400
+TAIL_CHARACTERS = 100
+
+_NAMESPACE = uuid.UUID("5d0c2c1e-6f0e-5a39-9a43-6d2f0f3f7a10")
+_SENTENCE_END = re.compile(r"\n+|(?<=[.!?…])\s+|(?<=[。！？])")
+_MONTHS = (
+    "january february march april may june july august september october november december"
+).split()
+
+
+class Span(NamedTuple):
+    start: int
+    end: int
+
+
+def cut(text: str) -> list[Span]:
+    """The passages of `text` in order; together they hold everything but space between them."""
+    if len(text) <= WHOLE_CHARACTERS:
+        return [Span(0, len(text))]
+    spans: list[Span] = []
+    start = end = 0
+    for sentence in _sentences(text):
+        if end > start and sentence.end - start > PIECE_CHARACTERS:
+            spans.append(Span(start, end))
+            start = sentence.start
+        elif end == start:
+            start = sentence.start
+        end = sentence.end
+    if end > start:
+        spans.append(Span(start, end))
+    if len(spans) > 1 and spans[-1].end - spans[-1].start < TAIL_CHARACTERS:
+        tail = spans.pop()
+        spans[-1] = Span(spans[-1].start, tail.end)
+    return spans
+
+
+def _sentences(text: str) -> list[Span]:
+    """Sentences and lines, none longer than a piece (a longer one is cut at a space)."""
+    found: list[Span] = []
+    start = 0
+    for match in (*_SENTENCE_END.finditer(text), None):
+        end = match.start() if match else len(text)
+        while end - start > PIECE_CHARACTERS:
+            space = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)
+            split = space if space > start else start + PIECE_CHARACTERS
+            found.append(Span(start, split))
+            start = split + (1 if space > start else 0)
+        if text[start:end].strip():
+            found.append(Span(start, end))
+        start = match.end() if match else end
+    return found
+
+
+def point_id(message_id: str, passage: int) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{message_id}#{passage}"))
+
+
+def speaker_of(message: Message) -> str:
+    """Who speaks: the name if the message carries one, else the role."""
+    return message.speaker or message.role
+
+
+def dense_key(message: Message, passage: str) -> str:
+    """What is embedded: who says what, without a date and without neighbours."""
+    return f"{speaker_of(message)}: {passage}"
+
+
+def written_day(day: date) -> str:
+    """`8 May 2023`, the form in which a date stands in the recall block."""
+    return f"{day.day} {_MONTHS[day.month - 1].capitalize()} {day.year}"
+
+
+def lexical_key(day: date, neighbours: Sequence[tuple[Message, str]]) -> str:
+    """What is searched by words: the day, then the previous, this and the next passage."""
+    lines = [written_day(day).lower()]
+    lines += [f"{speaker_of(message)} {passage}" for message, passage in neighbours]
+    return "\n".join(lines)

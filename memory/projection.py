@@ -1,0 +1,368 @@
+"""Catching up: index and summary follow the log, session by session, off the request path.
+
+Each session has watermarks; what lies behind them is done again after a crash, and doing it
+again changes nothing (point ids are derived, the summary is replaced by compare-and-swap). A
+watermark is committed only after the index was flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from memory import sparse
+from memory.config import MemoryConfig
+from memory.embeddings import DenseModel
+from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailable, StrataError
+from memory.folding import Folding
+from memory.gates import SessionLocks
+from memory.indexes.base import Payload, Point, VectorIndex
+from memory.lifetimes import new_session, session_expiry
+from memory.models import Message, Session, Turn, now
+from memory.passages import cut, dense_key, lexical_key, point_id
+from memory.question import name_hashes
+from memory.stores.base import TurnStore
+from memory.tokens import TokenCounter
+
+log = structlog.get_logger("strata.projection")
+
+BATCH_TURNS = 100
+NEIGHBOUR_TURNS = 3  # enough to find the previous passage and its own previous one
+FLUSH_SECONDS = 5.0
+FLUSH_POINTS = 500
+TITLE_CHARACTERS = 60
+BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+
+@dataclass
+class _Progress:
+    """How far a session has come since its watermarks were last committed."""
+
+    lexical: int
+    dense: int
+    settled: int = 0
+
+
+class _Passage(NamedTuple):
+    message: Message
+    turn: Turn
+    number: int
+    of: int
+    text: str
+
+
+class Projection:
+    def __init__(
+        self,
+        *,
+        store: TurnStore,
+        index: VectorIndex | None,
+        model: DenseModel,
+        folding: Folding,
+        locks: SessionLocks,
+        counter: TokenCounter,
+        config: MemoryConfig,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._model = model
+        self._folding = folding
+        self._counter = counter
+        self._config = config
+        self._locks = locks
+        self._progress: dict[str, _Progress] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
+        self._unflushed_points = 0
+        self._unflushed_since: float | None = None
+        self._woken = asyncio.Event()
+
+    def wake(self, session_key: str) -> None:
+        """There is news in this session."""
+        self._failures.pop(session_key, None)
+        self._woken.set()
+
+    def model_ready(self) -> None:
+        """Dense vectors can be made from now on."""
+        for progress in self._progress.values():
+            progress.settled = min(progress.settled, progress.dense)
+        self._woken.set()
+
+    def forget(self, session_key: str) -> None:
+        """The session was erased: what is known of its progress is void."""
+        self._progress.pop(session_key, None)
+
+    async def run(self) -> None:
+        """Catch up until cancelled. Failures are logged and tried again, later and later."""
+        while True:
+            self._woken.clear()
+            try:
+                worked = await self.run_once()
+                await self._commit_when_due()
+            except StrataError as error:
+                worked = False
+                log.warning("projection.failed", error=type(error).__name__, detail=str(error))
+            except Exception:  # the edge of a task: it must outlive any single failure
+                worked = False
+                log.exception("projection.crashed")
+            if not worked:
+                interval = self._config.projector.interval
+                try:
+                    async with asyncio.timeout(interval):
+                        await self._woken.wait()
+                except TimeoutError:
+                    pass
+
+    async def settled(self, *, user_key: str | None = None) -> None:
+        """Return when nothing is pending any more; raises what keeps failing."""
+        while True:
+            await self.run_once(raising=True)
+            await self._folding.drain()
+            await self.commit()
+            keys = await self._store.pending(user_key=user_key)
+            if not keys:
+                return
+            await asyncio.sleep(0)
+
+    async def drain(self) -> None:
+        """Commit what is done (before the stores are closed)."""
+        try:
+            await self.commit()
+        except StrataError as error:
+            log.warning("projection.drain_failed", error=type(error).__name__)
+
+    async def run_once(self, *, raising: bool = False) -> bool:
+        """One batch for every pending session; True when anything was done."""
+        worked = False
+        for key in await self._store.pending():
+            failures, not_before = self._failures.get(key, (0, 0.0))
+            if not raising and time.monotonic() < not_before:
+                continue
+            try:
+                async with self._locks.of(key):
+                    worked = await self._catch_up(key) or worked
+            except (IndexUnavailable, StoreUnavailable, EmbeddingUnavailable) as error:
+                if raising:
+                    raise
+                delay = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)]
+                self._failures[key] = (failures + 1, time.monotonic() + delay)
+                log.warning(
+                    "projection.session_failed",
+                    session=key,
+                    error=type(error).__name__,
+                    detail=str(error)[:200],
+                    retry_in_s=delay,
+                )
+            await self._commit_when_due()
+        return worked
+
+    async def _commit_when_due(self) -> None:
+        since = self._unflushed_since
+        if since is not None and (
+            self._unflushed_points >= FLUSH_POINTS or time.monotonic() - since >= FLUSH_SECONDS
+        ):
+            await self.commit()
+
+    async def commit(self) -> None:
+        """Flush the index, then move the watermarks and settle the turns behind them."""
+        progress = dict(self._progress)
+        if not progress:
+            return
+        if self._index is not None:
+            await self._index.flush()
+        self._unflushed_points, self._unflushed_since = 0, None
+        for key, reached in progress.items():
+            async with self._locks.of(key):
+                if self._progress.get(key) is not reached:
+                    continue  # erased meanwhile
+                await self._store.change_session(
+                    key, {"lexical_through": reached.lexical, "dense_through": reached.dense}
+                )
+                await self._store.settle(key, through=reached.settled)
+                del self._progress[key]
+
+    async def refresh(self, user_key: str) -> None:
+        """Bring titles, counts and last activity of this user's sessions up to date."""
+        for key in await self._store.pending(user_key=user_key):
+            await self.session(key)
+
+    async def session(self, key: str) -> Session | None:
+        """The session as its newest turn has it, whether it was projected already or not."""
+        async with self._locks.of(key):
+            return await self._session(key)
+
+    async def _session(self, key: str) -> Session | None:
+        """The session document, made or repaired from its newest turns."""
+        loaded = await self._store.load(key, limit=1)
+        if not loaded.turns:
+            return loaded.session
+        newest = loaded.turns[0]
+        session = loaded.session
+        if session is None:
+            oldest = (await self._store.range(key, after=0, limit=1))[0]
+            session = msgspec.structs.replace(
+                new_session(newest.user_key, newest.session_id, oldest.recorded_at),
+                first_seq=oldest.seq,
+            )
+            await self._store.put_session(session)
+        if session.erasing or (session.last_seq == newest.last_seq and session.title):
+            return session
+        title = session.title
+        if not title:
+            first = await self._store.range(key, after=session.first_seq - 1, limit=1)
+            texts = [m.content for t in first for m in t.messages if m.content]
+            title = " ".join(texts[0].split())[:TITLE_CHARACTERS] if texts else ""
+        changes = {
+            "title": title,
+            "last_seq": newest.last_seq,
+            "updated_at": newest.recorded_at,
+            "expires_at": session_expiry(session, newest.recorded_at, self._config.ttl.session),
+        }
+        await self._store.change_session(key, changes)
+        return msgspec.structs.replace(session, **changes)
+
+    async def _catch_up(self, key: str) -> bool:
+        session = await self._session(key)
+        if session is None or session.erasing:
+            return False
+        progress = self._progress.get(key) or _Progress(
+            session.lexical_through, session.dense_through
+        )
+        if self._index is None:
+            through = await self._finished_through(key, progress.settled)
+            progress.lexical = progress.dense = through
+            worked = through > progress.settled
+        else:
+            worked = await self._index_batch(self._index, key, progress)
+            worked = await self._embed_batch(self._index, key, progress) or worked
+        through = progress.lexical
+        if self._model.state == "ready":
+            through = min(through, progress.dense)
+        worked = worked or through > progress.settled
+        progress.settled = max(through, progress.settled)
+        if worked:
+            self._progress[key] = progress
+            if self._unflushed_since is None:
+                self._unflushed_since = time.monotonic()
+            self._folding.request(key)
+        return worked
+
+    async def _finished_through(self, key: str, after: int) -> int:
+        turns = await self._store.range(key, after=after, limit=BATCH_TURNS)
+        return max((turn.last_seq for turn in _finished(turns)), default=after)
+
+    async def _index_batch(self, index: VectorIndex, key: str, progress: _Progress) -> bool:
+        """The next turns get points: with dense vectors if those of all before have theirs."""
+        found = await self._store.range(key, after=progress.lexical, limit=BATCH_TURNS)
+        turns = _finished(found)
+        if not turns:
+            return False
+        before = await self._store.history(
+            key, now=now(), before=turns[0].seq, first=1, limit=NEIGHBOUR_TURNS
+        )
+        earlier, new = _passages(reversed(before)), _passages(turns)
+        line = [*earlier, *new]
+        with_dense = self._model.state == "ready" and progress.dense == progress.lexical
+        vectors = await self._embed(new) if with_dense else [None] * len(new)
+        points = [
+            Point(_point_id(p), self._payload(p), _sparse(line, position), vector)
+            for position, (p, vector) in enumerate(
+                zip(new, vectors, strict=True), start=len(earlier)
+            )
+        ]
+        if points:
+            await index.upsert(points)
+            if earlier:  # the passage before has got its next neighbour
+                vector = _sparse(line, len(earlier) - 1)
+                await index.update_sparse([(_point_id(earlier[-1]), vector)])
+        progress.lexical = turns[-1].last_seq
+        if with_dense:
+            progress.dense = progress.lexical
+        self._unflushed_points += len(points)
+        return True
+
+    async def _embed_batch(self, index: VectorIndex, key: str, progress: _Progress) -> bool:
+        """Points that came while no model was loaded get their dense vectors."""
+        if self._model.state != "ready" or progress.dense >= progress.lexical:
+            return False
+        found = await self._store.range(key, after=progress.dense, limit=BATCH_TURNS)
+        turns = [turn for turn in _finished(found) if turn.last_seq <= progress.lexical]
+        passages = _passages(turns)
+        vectors = await self._embed(passages)
+        await index.update_dense(
+            [(_point_id(p), vector) for p, vector in zip(passages, vectors, strict=True)]
+        )
+        progress.dense = turns[-1].last_seq if turns else progress.lexical
+        self._unflushed_points += len(passages)
+        return True
+
+    async def respell(self, turn: Turn) -> None:
+        """The turn has lost its neighbours before it: their words leave its sparse vector."""
+        passages = _passages([turn])
+        if self._index is not None and passages:
+            following = await self._store.range(turn.session_key, after=turn.last_seq, limit=1)
+            line = [*passages, *_passages(following)]
+            await self._index.update_sparse([(_point_id(line[0]), _sparse(line, 0))])
+
+    async def _embed(self, passages: Sequence[_Passage]) -> list[list[float]]:
+        return await self._model.documents([dense_key(p.message, p.text) for p in passages])
+
+    def _payload(self, passage: _Passage) -> Payload:
+        message, turn = passage.message, passage.turn
+        return Payload(
+            user=turn.user_key,
+            session=turn.session_key,
+            message=message.id,
+            seq=message.seq,
+            role=message.role,
+            speakers=name_hashes(turn.user_key, message.speaker) if message.speaker else [],
+            day=message.created_at.toordinal(),
+            tokens=self._counter.count(passage.text),
+            passage=passage.number,
+            passages=passage.of,
+            expires_at=math.ceil(turn.expires_at.timestamp()),
+        )
+
+
+def _finished(turns: Sequence[Turn]) -> list[Turn]:
+    """Turns up to the first one that still runs."""
+    done = []
+    for turn in turns:
+        if turn.status == "running":
+            break
+        done.append(turn)
+    return done
+
+
+def _passages(turns: Iterable[Turn]) -> list[_Passage]:
+    found = []
+    moment = now()
+    for turn in turns:
+        if turn.expires_at <= moment:
+            continue
+        for message in turn.messages:
+            if not message.content or message.status == "forgotten":
+                continue
+            spans = cut(message.content)
+            found += [
+                _Passage(message, turn, n, len(spans), message.content[span.start : span.end])
+                for n, span in enumerate(spans)
+            ]
+    return found
+
+
+def _point_id(passage: _Passage) -> str:
+    return point_id(passage.message.id, passage.number)
+
+
+def _sparse(line: Sequence[_Passage], position: int) -> sparse.SparseVector:
+    """The document weights of one passage with its neighbours in `line`."""
+    near = line[max(0, position - 1) : position + 2]
+    day = line[position].message.created_at.date()
+    return sparse.embed_document(lexical_key(day, [(p.message, p.text) for p in near]))

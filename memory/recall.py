@@ -1,0 +1,81 @@
+"""Recall: a question becomes ranked candidates from this user's whole past.
+
+Talks to the index and to the embedding model, never to the store: whether a candidate still
+lives, whose it is and what it says is for the orchestrator to read again. Failing or late parts
+cost recall, not the answer; `degraded` says which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from datetime import datetime
+from typing import NamedTuple
+
+import structlog
+
+from memory import sparse
+from memory.config import RecallConfig
+from memory.embeddings import DenseModel
+from memory.errors import EmbeddingUnavailable, IndexUnavailable
+from memory.indexes.base import VectorIndex
+from memory.question import read
+from memory.scoring import Candidate, rescore
+
+log = structlog.get_logger("strata.recall")
+
+
+class Ranked(NamedTuple):
+    """Best first. `degraded` names "recall" (nothing was searched) or "embedding" (by words)."""
+
+    candidates: list[Candidate]
+    degraded: tuple[str, ...]
+
+
+class Recall:
+    def __init__(
+        self, *, index: VectorIndex | None, model: DenseModel, config: RecallConfig
+    ) -> None:
+        self._index = index
+        self._model = model
+        self._config = config
+
+    async def search(
+        self,
+        question: str,
+        *,
+        user: str,
+        now: datetime,
+        session: str | None = None,
+        deadline: float | None = None,
+    ) -> Ranked:
+        """Search within `deadline` seconds (the configured one by default, inf = none)."""
+        if self._index is None:
+            return Ranked([], ("recall",))
+        seconds = self._config.deadline if deadline is None else deadline
+        try:
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                return await self._search(self._index, question, user, now, session)
+        except (IndexUnavailable, TimeoutError) as error:
+            log.warning("recall.failed", error=type(error).__name__, detail=str(error)[:200])
+            return Ranked([], ("recall",))
+
+    async def _search(
+        self, index: VectorIndex, text: str, user: str, now: datetime, session: str | None
+    ) -> Ranked:
+        question = read(text, user=user, speakers=await index.speakers(user))
+        degraded: tuple[str, ...] = ()
+        vector = None
+        try:
+            vector = await self._model.query(question.dense)
+        except EmbeddingUnavailable:
+            degraded = ("embedding",)
+        hits = await index.search(
+            user=user,
+            session=session,
+            sparse=sparse.embed_query(question.text),
+            dense=vector,
+            limit=self._config.candidates,
+            now=now,
+        )
+        return Ranked(rescore(hits, question, self._config), degraded)

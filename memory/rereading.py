@@ -1,0 +1,94 @@
+"""What the index found is read again from the store: owner, expiry and text come from there.
+
+A stale or hostile index can cost recall; it cannot show another user's text, nor bring back
+what was erased or has expired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from memory.config import TtlConfig
+from memory.lifetimes import ended
+from memory.models import Message, Recalled, Recollection, Turn, now, turn_of
+from memory.passages import cut
+from memory.recall import Ranked
+from memory.scoring import Candidate
+from memory.stores.base import TurnStore
+
+# How many tokens of candidates are read for each token of budget: some are refused, some do not
+# fit where a shorter one does.
+SLACK = 2.0
+LINE_TOKENS = 4
+MAX_TURNS = 400
+
+
+async def reread(
+    ranked: Ranked,
+    *,
+    store: TurnStore,
+    user: str,
+    current_session: str,
+    budget_tokens: int,
+    ttl: TtlConfig,
+) -> Recalled:
+    """The best candidates as recollections with the store's own text. Raises StoreUnavailable."""
+    chosen = _enough(ranked.candidates, current_session, budget_tokens * SLACK)
+    moment = now()
+    ids = list({turn_of(c.payload["message"]): None for c in chosen})
+    turns = await store.turns(ids, now=moment) if ids else {}
+    if ttl.memory == "session":
+        keys = {turn.session_key for turn in turns.values()}
+        living = set()
+        for key in keys:
+            session = await store.session(key)
+            if session is None or not ended(session, None, moment, ttl.session):
+                living.add(key)
+        turns = {i: t for i, t in turns.items() if t.session_key in living}
+    items, gone = [], 0
+    for candidate in chosen:
+        turn = turns.get(turn_of(candidate.payload["message"]))
+        message = _message(turn, candidate, user)
+        if turn is None or message is None:
+            gone += 1
+            continue
+        items.append(
+            Recollection(
+                message=message,
+                session_id=turn.session_id,
+                passage=candidate.payload["passage"],
+                score=candidate.score,
+                dense_rank=candidate.dense_rank,
+                lexical_rank=candidate.lexical_rank,
+            )
+        )
+    return Recalled(tuple(items), gone, ranked.degraded)
+
+
+def _message(turn: Turn | None, candidate: Candidate, user: str) -> Message | None:
+    if turn is None or turn.user_key != user:
+        return None
+    for message in turn.messages:
+        if message.id == candidate.payload["message"]:
+            fits = candidate.payload["passage"] < len(cut(message.content))
+            return message if message.content and fits else None
+    return None
+
+
+def _enough(
+    candidates: Iterable[Candidate], current_session: str, tokens: float
+) -> list[Candidate]:
+    """The best candidates whose texts fill `tokens`. Those of the current session may stand in
+    the window already, so as much again is read of them."""
+    chosen: list[Candidate] = []
+    turns: set[str] = set()
+    filled = {True: 0.0, False: 0.0}
+    for candidate in candidates:
+        turns.add(turn_of(candidate.payload["message"]))
+        current = candidate.payload["session"] == current_session
+        if len(turns) > MAX_TURNS or filled[False] > tokens:
+            break
+        if filled[current] <= tokens * (1 + current):
+            chosen.append(candidate)
+            filled[current] += candidate.payload["tokens"] + LINE_TOKENS
+    return chosen

@@ -1,0 +1,113 @@
+"""Pure: two rankings become one. z-fusion and its boosts, as measured in RECALL.md.
+
+Scores of both keys are z-normalised over the union of the candidates; one that a key did not
+return counts as that key's lowest. Everything else shifts that score in units of z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import date
+from typing import NamedTuple
+
+from memory.config import RecallConfig
+from memory.indexes.base import Hit, Hits, Payload
+from memory.question import Question, date_match
+
+LENGTH_CAP_TOKENS = 80
+LENGTH_UNIT_TOKENS = 30
+
+
+class Candidate(NamedTuple):
+    payload: Payload
+    score: float
+    dense_rank: int | None  # 1 = best
+    lexical_rank: int | None
+
+
+def rescore(hits: Hits, question: Question, config: RecallConfig) -> list[Candidate]:
+    """All candidates of both rankings, best first."""
+    payloads: dict[str, Payload] = {hit.id: hit.payload for hit in (*hits.lexical, *hits.dense)}
+    if not payloads:
+        return []
+    lexical = _z_scores(hits.lexical, payloads)
+    dense = _z_scores(hits.dense, payloads)
+    lexical_rank = {hit.id: rank for rank, hit in enumerate(hits.lexical, 1)}
+    dense_rank = {hit.id: rank for rank, hit in enumerate(hits.dense, 1)}
+    kept = _above_floor(hits, config.floor) if config.floor else payloads.keys()
+
+    scored = []
+    for point, payload in payloads.items():
+        if point not in kept:
+            continue
+        score = config.sparse_weight * lexical[point] + config.dense_weight * dense[point]
+        scored.append((score + _boost(payload, question, config), point))
+    scored.sort(key=lambda pair: (-pair[0], pair[1]))
+    scored = _spread(scored, payloads, config.repeat_weight)
+    bonus = _session_bonus(scored, payloads, config.session_weight)
+    candidates = [
+        Candidate(
+            payloads[point],
+            score + bonus[payloads[point]["session"]],
+            dense_rank.get(point),
+            lexical_rank.get(point),
+        )
+        for score, point in scored
+    ]
+    candidates.sort(key=lambda c: (-c.score, c.payload["message"], c.payload["passage"]))
+    return candidates
+
+
+def _z_scores(hits: Sequence[Hit], union: Iterable[str]) -> dict[str, float]:
+    scores = {hit.id: hit.score for hit in hits}
+    lowest = min(scores.values(), default=0.0)
+    values = {point: scores.get(point, lowest) for point in union}
+    mean = math.fsum(values.values()) / len(values)
+    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values.values()) / len(values))
+    return {point: (v - mean) / deviation if deviation else 0.0 for point, v in values.items()}
+
+
+def _above_floor(hits: Hits, floor: float) -> set[str]:
+    """Judged on the raw evidence: the best of nothing also has a high z."""
+    return {hit.id for hit in hits.lexical} | {hit.id for hit in hits.dense if hit.score >= floor}
+
+
+def _boost(payload: Payload, question: Question, config: RecallConfig) -> float:
+    boost = 0.0
+    speakers = payload["speakers"]
+    if question.names and not question.names.isdisjoint(speakers):
+        boost += config.speaker_weight
+    if not speakers and payload["role"] == "user" and not question.asks_assistant:
+        boost += config.role_weight
+    length = min(max(payload["tokens"], 1), LENGTH_CAP_TOKENS)
+    boost -= config.length_weight * math.log(length / LENGTH_UNIT_TOKENS)
+    if question.dates:
+        said = date.fromordinal(payload["day"])
+        boost += config.date_weight * date_match(question.dates, said)
+    return boost
+
+
+def _spread(
+    scored: Sequence[tuple[float, str]], payloads: dict[str, Payload], weight: float
+) -> list[tuple[float, str]]:
+    """`weight` less for each better passage of the same message."""
+    seen: dict[str, int] = defaultdict(int)
+    spread = []
+    for score, point in scored:
+        message = payloads[point]["message"]
+        spread.append((score - weight * seen[message], point))
+        seen[message] += 1
+    return spread
+
+
+def _session_bonus(
+    scored: Sequence[tuple[float, str]], payloads: dict[str, Payload], weight: float
+) -> dict[str, float]:
+    """`weight` × the mean of each session's three best."""
+    of_session: dict[str, list[float]] = defaultdict(list)
+    for score, point in scored:
+        of_session[payloads[point]["session"]].append(score)
+    best = {name: sorted(scores, reverse=True)[:3] for name, scores in of_session.items()}
+    return {name: weight * math.fsum(top) / len(top) for name, top in best.items()}

@@ -1,0 +1,143 @@
+"""What the library needs of a store. One contract suite runs over every implementation.
+
+All reads hide what has expired, except `load`, whose newest turn decides the next seq. Every
+method raises `StoreUnavailable` when the store does not answer in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, Protocol
+
+from memory.models import Segment, Session, Turn
+
+PAGE = 200
+
+
+class Loaded(NamedTuple):
+    """A session and its newest turns, newest first, without their receipts."""
+
+    session: Session | None
+    turns: list[Turn]
+
+
+class TurnStore(Protocol):
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ping(self) -> None: ...
+
+    async def load(self, session_key: str, *, limit: int = PAGE) -> Loaded:
+        """The session, and its newest turns back to its summary (one at least, at most `limit`),
+        expired ones included."""
+        ...
+
+    async def append(self, turns: Sequence[Turn]) -> int:
+        """Insert in order, durably; stop at the first whose id or idempotency is taken.
+
+        Returns how many were inserted. Each gets `pending` set.
+        """
+        ...
+
+    async def save(self, turn: Turn) -> bool:
+        """Replace the turn if it still runs under `turn.token`; False when it does not."""
+        ...
+
+    async def interrupt_running(self) -> int:
+        """Mark every running turn interrupted (only where one process owns the store)."""
+        ...
+
+    async def turn(self, turn_id: str, *, now: datetime) -> Turn | None:
+        """The whole turn, receipt included."""
+        ...
+
+    async def turns(self, ids: Sequence[str], *, now: datetime) -> dict[str, Turn]:
+        """Those of `ids` that live, by id, without receipts."""
+        ...
+
+    async def by_idempotency(self, user_key: str, keys: Sequence[str]) -> dict[str, Turn]:
+        """Turns of this user by their idempotency, expired ones included."""
+        ...
+
+    async def history(
+        self, session_key: str, *, now: datetime, before: int | None, first: int, limit: int
+    ) -> list[Turn]:
+        """Turns with `first` ≤ seq < `before`, newest first."""
+        ...
+
+    async def range(self, session_key: str, *, after: int, limit: int) -> list[Turn]:
+        """Turns whose last seq is greater than `after`, oldest first, expired ones included."""
+        ...
+
+    async def user_turns(
+        self,
+        user_key: str,
+        *,
+        now: datetime,
+        limit: int,
+        session_key: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+    ) -> list[Turn]:
+        """This user's turns, newest first by the time they were said (`since` ≤ it < `until`);
+        `before` = (created_at, id) of the last one seen."""
+        ...
+
+    async def pending(self, *, user_key: str | None = None, limit: int = PAGE) -> list[str]:
+        """Keys of sessions with turns that some projection has not seen, oldest first."""
+        ...
+
+    async def settle(self, session_key: str, *, through: int) -> None:
+        """Finished turns up to `through` are pending no longer."""
+        ...
+
+    async def unsettle(self) -> None:
+        """Every living turn is pending again, every watermark of the index 0."""
+        ...
+
+    async def unsettle_dense(self, *, reset: bool) -> None:
+        """Turns that lack dense vectors are pending again; with `reset`, all of them are."""
+        ...
+
+    async def session(self, key: str) -> Session | None: ...
+
+    async def sessions(
+        self, user_key: str, *, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Session]:
+        """By last activity, newest first; `before` = (updated_at, key) of the last one seen."""
+        ...
+
+    async def put_session(self, session: Session) -> bool:
+        """Insert; False when it exists."""
+        ...
+
+    async def change_session(
+        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+    ) -> bool:
+        """Set fields. With `summary_version` only if the summary still has that version."""
+        ...
+
+    async def put_segment(self, segment: Segment) -> None: ...
+
+    async def segments(self, session_key: str, *, now: datetime) -> list[Segment]: ...
+
+    async def delete_session(self, session_key: str, *, keep_session: bool = False) -> int:
+        """Delete segments, turns, then the session document; returns the number of turns."""
+        ...
+
+    async def drop_segments(self, session_key: str) -> None: ...
+
+    async def expired_sessions(self, *, before: datetime, limit: int = PAGE) -> list[str]:
+        """Keys of sessions that hold turns which expired before this moment."""
+        ...
+
+    async def delete_expired(self, *, before: datetime) -> int:
+        """Delete segments and turns that expired before this moment; returns turns deleted."""
+        ...
+
+    async def ended_sessions(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
+        """Sessions whose `expires_at` lies before this moment, and those marked `erasing`."""
+        ...

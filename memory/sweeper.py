@@ -1,0 +1,112 @@
+"""Deletes what has expired: index, derived, log, then session documents.
+
+Reads have hidden it since its moment came; this makes it gone. Every step can be done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from memory.config import MemoryConfig
+from memory.erasing import Erasing
+from memory.errors import StrataError
+from memory.folding import Folding
+from memory.gates import SessionLocks
+from memory.indexes.base import VectorIndex
+from memory.lifetimes import begun_anew
+from memory.models import now
+from memory.projection import Projection
+from memory.stores.base import TurnStore
+
+log = structlog.get_logger("strata.sweeper")
+
+
+class Sweeper:
+    def __init__(
+        self,
+        *,
+        store: TurnStore,
+        index: VectorIndex | None,
+        erasing: Erasing,
+        folding: Folding,
+        projection: Projection,
+        locks: SessionLocks,
+        config: MemoryConfig,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._erasing = erasing
+        self._folding = folding
+        self._projection = projection
+        self._locks = locks
+        self._config = config
+
+    async def run(self) -> None:
+        """Sweep every `projector.sweep_interval` until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except StrataError as error:
+                log.warning("sweep.failed", error=type(error).__name__, detail=str(error)[:200])
+            except Exception:  # the edge of a task: the next sweep tries again
+                log.exception("sweep.crashed")
+            await asyncio.sleep(self._config.projector.sweep_interval)
+
+    async def sweep(self) -> int:
+        """Returns how many turns were deleted."""
+        return await self._sweep_sessions() + await self._sweep_turns()
+
+    async def _sweep_sessions(self) -> int:
+        deleted = 0
+        for session in await self._store.ended_sessions(before=now()):
+            if session.erasing or self._config.ttl.memory == "session":
+                deleted += await self._erasing.erase_session(user=session.user_key, key=session.key)
+                continue
+            # Its turns live on as memory; what was this conversation's own ends.
+            async with self._locks.of(session.key):
+                loaded = await self._store.load(session.key, limit=1)
+                newest = loaded.turns[0].last_seq if loaded.turns else session.last_seq
+                fresh = begun_anew(session, newest)
+                await self._store.drop_segments(session.key)
+                await self._store.change_session(
+                    session.key,
+                    {
+                        "title": "",
+                        "first_seq": fresh.first_seq,
+                        "summary": fresh.summary,
+                        "expires_at": fresh.expires_at,
+                    },
+                )
+        return deleted
+
+    async def _sweep_turns(self) -> int:
+        moment = now()
+        keys = await self._store.expired_sessions(before=moment)
+        if not keys:
+            return 0
+        if self._index is not None:
+            await self._index.delete_expired(moment)
+            await self._index.flush()
+        for key in keys:
+            await self._hide_summary(key)
+        deleted = await self._store.delete_expired(before=moment)
+        for key in keys:
+            async with self._locks.of(key):
+                left = await self._store.range(key, after=0, limit=1)
+                if not left:
+                    await self._store.delete_session(key)
+                    self._projection.forget(key)
+                    continue
+                session = await self._store.session(key)
+                if session is not None and session.first_seq < left[0].seq:
+                    await self._store.change_session(key, {"first_seq": left[0].seq})
+                await self._projection.respell(left[0])
+        log.info("sweep.done", turns=deleted, sessions=len(keys))
+        return deleted
+
+    async def _hide_summary(self, key: str) -> None:
+        session = await self._store.session(key)
+        if session is not None and session.summary.expires_at <= now():
+            await self._folding.refold(session)
