@@ -157,7 +157,7 @@ class _Draft:
         self.summary_shown = bool(summary)
 
     def context(self, budget: BudgetConfig, must_cut: bool) -> Context:
-        material, shown = self.material, self.shown
+        material = self.material
         marks = _marks(self.messages[:-1])
         receipt = Receipt(
             budget_tokens=budget.context_tokens,

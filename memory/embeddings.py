@@ -13,10 +13,12 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from langchain_core.embeddings import Embeddings
+from pydantic import SecretStr
 
 from memory.config import DEFAULT_EMBEDDING, EmbeddingConfig
 from memory.errors import ConfigError, EmbeddingUnavailable
@@ -132,10 +134,8 @@ class DenseModel:
 
 
 def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
-    try:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits for this model any more
         loop.call_soon_threadsafe(work)
-    except RuntimeError:  # the loop is closed: nobody waits for this model any more
-        pass
 
 
 def _load(config: EmbeddingConfig) -> Loaded:
@@ -165,11 +165,11 @@ def _graph_digest(name: str, path: Path | None) -> str:
 def _load_openai(config: EmbeddingConfig) -> Loaded:
     from langchain_openai import OpenAIEmbeddings
 
-    key = config.api_key.get_secret_value() if config.api_key else os.environ.get("OPENAI_API_KEY")
+    key = config.api_key or SecretStr(os.environ.get("OPENAI_API_KEY") or "none")
     model = OpenAIEmbeddings(
         model=config.name,
         base_url=config.base_url,
-        api_key=key or "none",
+        api_key=key,
         dimensions=config.dimensions,
         check_embedding_ctx_length=False,
         max_retries=1,

@@ -148,7 +148,7 @@ class Memory:
     def _new_turn(self, ask: Ask, seq: int) -> Turn:
         moment = now()
         id_ = turn_id(ask.key, seq)
-        shared = {"created_at": moment, "recorded_at": moment, "turn_id": id_}
+        shared: dict[str, Any] = {"created_at": moment, "recorded_at": moment, "turn_id": id_}
         return Turn(
             id=id_,
             user_key=ask.user.key,

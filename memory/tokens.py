@@ -13,9 +13,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memory.models import ChatMessage
+
+if TYPE_CHECKING:
+    import tiktoken
 
 ASSETS = Path(__file__).parent / "assets"
 _ENCODING = "o200k_base"
@@ -58,7 +61,7 @@ class TiktokenCounter:
         return len(self._encode(text))
 
 
-def _load_encoding():  # type: ignore[no-untyped-def]  # tiktoken is imported late
+def _load_encoding() -> tiktoken.Encoding:
     import tiktoken
 
     if hashlib.sha256(_FILE.read_bytes()).hexdigest() != _SHA256:

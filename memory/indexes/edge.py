@@ -25,7 +25,7 @@ from memory.sparse import SparseVector
 T = TypeVar("T")
 
 _SPARSE = "sparse"
-_INDEXED = {
+_INDEXED: dict[str, Any] = {
     "user": edge.KeywordIndexParams(is_tenant=True),
     "session": edge.PayloadSchemaType.Keyword,
     "message": edge.PayloadSchemaType.Keyword,
