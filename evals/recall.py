@@ -7,25 +7,25 @@ indexing is waited for and the recall deadline is off.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
-from statistics import fmean, quantiles
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from memory import Ask, MemoryConfig, Strata, User, open_memory
+from evals.datasets import DataSet
+from evals.figures import latency_ms, mean
+from evals.progress import Tell
+from evals.sandbox import TENANT, embedding_of, sandbox
+from memory import Ask, MemoryConfig, Strata, User
 from memory.config import BudgetConfig
-from memory.conversations import Conversation, SourceQuestion, batches, load_conversations
+from memory.conversations import Conversation, SourceQuestion, batches
 from memory.packing import quoted
 
 EXCLUDED = frozenset({"adversarial", "abstention"})
-TENANT = "evals"
-# Room for the rules, the question and the chat overhead beside the recall block.
-FRAME_TOKENS = 4000
+# Room for the rules and the chat overhead beside question and recall block.
+FRAME_TOKENS = 1000
 
 
 class Row(NamedTuple):
@@ -38,85 +38,91 @@ class Row(NamedTuple):
     context_tokens: int
     context: str
     evidence: list[str]
+    degraded: tuple[str, ...]
     seconds: float
 
 
-def eval_config(config: MemoryConfig, folder: Path, *, recall_tokens: int) -> MemoryConfig:
-    """`config` with stores of its own under `folder` and nothing in the context but recall."""
+class _Known(NamedTuple):
+    """A conversation in memory: its turns' texts, and the source's turn id by message id."""
+
+    conversation: Conversation
+    texts: Mapping[str, str]
+    sources: Mapping[str, str]
+
+
+def recall_budget(recall_tokens: int, *, question_tokens: int = 0) -> BudgetConfig:
+    """Nothing in the context but recall, and as much room for the rest as it needs."""
+    return BudgetConfig(
+        context_tokens=recall_tokens + question_tokens + FRAME_TOKENS,
+        window_tokens=0,
+        summary_tokens=0,
+        facts_tokens=0,
+        recall_tokens=recall_tokens,
+    )
+
+
+def effective(config: MemoryConfig, budgets: Sequence[int]) -> MemoryConfig:
+    """`config` as it is measured at the largest of `budgets`."""
     return config.model_copy(
         update={
-            "budget": BudgetConfig(
-                context_tokens=recall_tokens + FRAME_TOKENS,
-                window_tokens=0,
-                summary_tokens=0,
-                facts_tokens=0,
-                recall_tokens=recall_tokens,
-            ),
-            "store": config.store.model_copy(update={"url": f"sqlite:///{folder}/strata.db"}),
-            "index": config.index.model_copy(update={"url": f"edge:///{folder}/index"}),
-            "ttl": config.ttl.model_copy(update={"memory": math.inf, "session": math.inf}),
+            "budget": recall_budget(max(budgets)),
+            "recall": config.recall.model_copy(update={"deadline": math.inf}),
         }
     )
 
 
-async def ingest(strata: Strata, conversation: Conversation) -> dict[str, str]:
-    """Record a conversation as its user's memory; the source's turn id by message id."""
+async def run(
+    data: DataSet, *, budgets: Sequence[int], config: MemoryConfig, tell: Tell
+) -> tuple[list[Row], dict[str, Any]]:
+    """Measure one data set; its rows, and its part of the report."""
+    rows: list[Row] = []
+    total = sum(len(c.questions) for c in data.conversations)
+    total += sum(len(s.turns) for c in data.conversations for s in c.sessions)
+    done = 0
+    async with sandbox(effective(config, budgets)) as strata:
+        for conversation in data.conversations:
+            known = await _ingest(strata, conversation)
+            done += len(known.texts)
+            tell(done, total)
+            for question in conversation.questions:
+                for budget in budgets:
+                    rows.append(await _ask(strata, known, question, budget))
+                done += 1
+                tell(done, total)
+        embedding = embedding_of(strata)
+    return rows, figures(data.name, rows, budgets=budgets, embedding=embedding)
+
+
+async def _ingest(strata: Strata, conversation: Conversation) -> _Known:
+    """Record a conversation as its user's memory, and wait until it can be found."""
     sources: dict[str, str] = {}
     for batch in batches(conversation):
         user = User(TENANT, batch.user)
         recorded = await strata.memory.record(user, batch.session_id, batch.messages)
         for message_id, message in zip(recorded.message_ids, batch.messages, strict=True):
             sources[message_id] = message.id or ""
-    return sources
+    await strata.settled()
+    texts = {turn.turn_id: turn.text for s in conversation.sessions for turn in s.turns}
+    return _Known(conversation, texts, sources)
 
 
-async def run(
-    path: Path, *, budgets: Sequence[int], config: MemoryConfig
-) -> tuple[list[Row], dict[str, Any]]:
-    """Measure one data set; its rows, and its part of the report."""
-    conversations = load_conversations(path)
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="strata-evals-") as folder:
-        chosen = eval_config(config, Path(folder), recall_tokens=max(budgets))
-        async with open_memory(chosen, background=False) as strata:
-            await strata.model_loaded.wait()
-            for conversation in conversations:
-                sources = await ingest(strata, conversation)
-                await strata.settled()
-                for question in conversation.questions:
-                    for budget in budgets:
-                        rows.append(
-                            await _ask(strata, conversation, question, budget, sources, chosen)
-                        )
-            embedding = f"{strata.model.state} {strata.model.identity}".strip()
-    return rows, _report(path.stem, rows, budgets, embedding)
-
-
-async def _ask(
-    strata: Strata,
-    conversation: Conversation,
-    question: SourceQuestion,
-    budget: int,
-    sources: dict[str, str],
-    config: MemoryConfig,
-) -> Row:
-    texts = {t.turn_id: t.text for s in conversation.sessions for t in s.turns}
+async def _ask(strata: Strata, known: _Known, question: SourceQuestion, budget: int) -> Row:
+    question_tokens = strata.counter.count(question.question)
     started = time.perf_counter()
     context = await strata.memory.preview(
         Ask(
-            user=User(TENANT, conversation.user_id),
+            user=User(TENANT, known.conversation.user_id),
             session_id="evals:question",
             question=question.question,
-            budget=config.budget.model_copy(update={"recall_tokens": budget}),
-            recall_deadline=math.inf,
+            budget=recall_budget(budget, question_tokens=question_tokens),
         )
     )
     seconds = time.perf_counter() - started
     block = context.recall_block
     retrieved = []
     for item in context.receipt.layers.recall.items:
-        source = sources[item.message_id]
-        if quoted(texts[source].strip()) in block:
+        source = known.sources[item.message_id]
+        if quoted(known.texts[source].strip()) in block:
             retrieved.append(source)
     return Row(
         question_id=question.question_id,
@@ -126,13 +132,15 @@ async def _ask(
         context_tokens=strata.counter.count(block),
         context=block,
         evidence=question.evidence,
+        degraded=context.receipt.degraded,
         seconds=seconds,
     )
 
 
-def _report(
-    name: str, rows: Sequence[Row], budgets: Sequence[int], embedding: str
+def figures(
+    name: str, rows: Sequence[Row], *, budgets: Sequence[int], embedding: str
 ) -> dict[str, Any]:
+    """One entry of the report's `datasets`. Questions without evidence are asked, not scored."""
     scored = [row for row in rows if row.evidence and row.category not in EXCLUDED]
     of_budget: dict[str, Any] = {}
     for budget in budgets:
@@ -141,30 +149,28 @@ def _report(
         for row in chosen:
             categories[row.category].append(row)
         of_budget[str(budget)] = {
-            **_figures(chosen),
-            "by_category": {key: _figures(part) for key, part in sorted(categories.items())},
+            **_shares(chosen),
+            "by_category": {
+                key: {"questions": len(part), **_shares(part)}
+                for key, part in sorted(categories.items())
+            },
         }
-    times = [row.seconds * 1000 for row in rows]
     return {
         "name": name,
         "embedding": embedding,
         "questions": len({row.question_id for row in scored}),
         "budgets": of_budget,
-        "latency_ms": {
-            "p50": round(quantiles(times, n=100)[49], 2) if len(times) > 1 else 0.0,
-            "p99": round(quantiles(times, n=100)[98], 2) if len(times) > 1 else 0.0,
-        },
+        "degraded": dict(sorted(Counter(why for row in rows for why in row.degraded).items())),
+        "latency_ms": latency_ms([row.seconds for row in rows]),
     }
 
 
-def _figures(rows: Sequence[Row]) -> dict[str, float]:
-    if not rows:
-        return {"recall": 0.0, "all": 0.0, "tokens": 0.0}
-    shares = [len(set(r.evidence) & set(r.retrieved)) / len(set(r.evidence)) for r in rows]
+def _shares(rows: Sequence[Row]) -> dict[str, float]:
+    found = [len(set(r.evidence) & set(r.retrieved)) / len(set(r.evidence)) for r in rows]
     return {
-        "recall": round(100 * fmean(shares), 2),
-        "all": round(100 * fmean(share == 1 for share in shares), 2),
-        "tokens": round(fmean(row.context_tokens for row in rows), 1),
+        "recall": round(100 * mean(found), 2),
+        "all": round(100 * mean([part == 1 for part in found]), 2),
+        "tokens": round(mean([row.context_tokens for row in rows]), 1),
     }
 
 

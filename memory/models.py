@@ -196,6 +196,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str | None = None
     error: TurnError | None = None
     metadata: dict[str, Any] | None = None
+    model: str | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:

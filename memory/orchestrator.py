@@ -233,6 +233,7 @@ class Memory:
         usage: dict[str, int] | None = None,
         finish_reason: str | None = None,
         error: TurnError | None = None,
+        model: str | None = None,
     ) -> Turn:
         """Store the answer and free the session. Raises TurnLost, StoreUnavailable.
 
@@ -250,6 +251,7 @@ class Memory:
                 usage=usage,
                 finish_reason=finish_reason,
                 error=error,
+                model=model,
             )
         finally:
             self.abandon(accepted)

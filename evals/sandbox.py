@@ -1,0 +1,40 @@
+"""Where a measurement keeps its memory: stores of its own that vanish with it."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from memory import MemoryConfig, Strata, open_memory
+
+TENANT = "evals"
+
+
+@asynccontextmanager
+async def sandbox(config: MemoryConfig) -> AsyncIterator[Strata]:
+    """`config` over embedded stores in a temporary folder, with its model loaded (or failed).
+
+    Nothing expires, and nothing runs by itself: what is measured waits for `settled()`.
+    """
+    with tempfile.TemporaryDirectory(prefix="strata-evals-") as folder:
+        async with open_memory(_at(config, Path(folder)), background=False) as strata:
+            await strata.model_loaded.wait()
+            yield strata
+
+
+def _at(config: MemoryConfig, folder: Path) -> MemoryConfig:
+    return config.model_copy(
+        update={
+            "store": config.store.model_copy(update={"url": f"sqlite:///{folder}/strata.db"}),
+            "index": config.index.model_copy(update={"url": f"edge:///{folder}/index"}),
+            "ttl": config.ttl.model_copy(update={"memory": math.inf, "session": math.inf}),
+        }
+    )
+
+
+def embedding_of(strata: Strata) -> str:
+    """State and identity of the embedding model, or why there is none."""
+    return f"{strata.model.state} {strata.model.identity or strata.model.reason}".strip()

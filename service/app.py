@@ -1,0 +1,64 @@
+"""`create_app(settings)`: the one composition root of the HTTP service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from litestar import Litestar, Request
+from litestar.di import Provide
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from service.auth import provide_user
+from service.guard import ASGIApp, Guard
+from service.health import Health
+from service.lifespan import Services, open_services
+from service.memories import Memories
+from service.pages import SchemaPage
+from service.problems import respond
+from service.requests import StrictRequest
+from service.sessions import Sessions
+from service.settings import Settings
+from service.turns import Turns
+
+VERSION = "0.1.0"
+
+
+async def provide_services(request: Request[Any, Any, Any]) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def create_app(settings: Settings, services: Services | None = None) -> ASGIApp:
+    """The ASGI application. Its lifespan opens and closes everything, unless `services` are
+    given, which then belong to the caller."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        if services is not None:
+            app.state.services = services
+            yield
+            return
+        async with open_services(settings) as opened:
+            app.state.services = opened
+            yield
+
+    app = Litestar(
+        route_handlers=[Turns, Sessions, Memories, Health],
+        lifespan=[lifespan],
+        dependencies={"user": Provide(provide_user), "services": Provide(provide_services)},
+        exception_handlers={Exception: respond},
+        logging_config=None,
+        request_class=StrictRequest,
+        request_max_body_size=settings.limits.body,
+        openapi_config=OpenAPIConfig(
+            title="Strata",
+            version=VERSION,
+            description="Layered memory for chat: window, summary and recall under one budget.",
+            path="/schema",
+            render_plugins=[SchemaPage(), JsonRenderPlugin()],
+        ),
+    )
+    return Guard(cast(ASGIApp, app))

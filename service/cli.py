@@ -1,0 +1,175 @@
+"""The command line: serve, chat, check, config, import. `strata --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import BaseModel, SecretStr
+from rich.console import Console
+
+from memory.errors import ConfigError, StrataError
+from service.settings import Settings, load_settings
+from service.telemetry import configure_logging
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="a TOML file; else STRATA_CONFIG, ./strata.toml")
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--url", help="a running service, else the stores are opened here")
+]
+UserOption = Annotated[str, typer.Option("--user", help="whose memory")]
+
+
+class FileFormat(StrEnum):
+    lines = "lines"
+    conversations = "conversations"
+
+
+def main() -> None:
+    app()
+
+
+def _settings(path: Path | None) -> Settings:
+    try:
+        return load_settings(path)
+    except ConfigError as error:
+        _fail(error)
+
+
+def _fail(error: Exception | str) -> NoReturn:
+    print(f"strata: {error}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(work)
+    except StrataError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str | None, typer.Option(help="server.host")] = None,
+    port: Annotated[int | None, typer.Option(help="server.port; 0 takes a free one")] = None,
+) -> None:
+    """Serve over HTTP. Works without any configuration."""
+    settings = _settings(config)
+    given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    if given:
+        try:
+            server = type(settings.server)(**{**settings.server.model_dump(), **given})
+        except ValueError as error:
+            _fail(ConfigError("server", str(error).splitlines()[2].strip()))
+        settings = settings.model_copy(update={"server": server})
+    configure_logging(settings.server.log_level)
+    from service.server import serve as serve_
+
+    _run(serve_(settings))
+
+
+@app.command()
+def chat(
+    session: Annotated[str, typer.Argument(help="the session's id")] = "terminal",
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    user: UserOption = "local",
+) -> None:
+    """Chat in the terminal; /context shows the receipt of the last answer."""
+    settings = _settings(config)
+    configure_logging("error")
+    from service.chat import chat as chat_
+    from service.clients import connect
+    from service.schemas import check_session_id
+
+    async def work() -> None:
+        check_session_id(session)
+        async with connect(settings, url=url, user=user) as client:
+            await chat_(client, session, Console())
+
+    _run(work())
+
+
+@app.command()
+def check(config: ConfigOption = None, url: UrlOption = None) -> None:
+    """Validate the configuration and reach every configured part."""
+    settings = _settings(config)
+    configure_logging("error")
+    from service.clients import connect
+
+    async def work() -> None:
+        async with connect(settings, url=url, user="local") as client:
+            ready = await client.ready()
+        bad = []
+        for name, part in ready.items():
+            if isinstance(part, dict):
+                print(f"{name:<11} " + "  ".join(f"{k}={v}" for k, v in part.items()))
+                if part["status"] not in ("ok", "off", "loading"):
+                    bad.append(name)
+        if bad:
+            _fail(f"not working: {', '.join(bad)}")
+        print("everything works")
+
+    _run(work())
+
+
+@app.command("config")
+def show_config(config: ConfigOption = None) -> None:
+    """Print the effective configuration as TOML, secrets masked."""
+    settings = _settings(config)
+    for group in type(settings).model_fields:
+        print(f"[{group}]")
+        for key, value in getattr(settings, group):
+            print(f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set")
+        print()
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return '"********"'
+    if isinstance(value, BaseModel):
+        return value.model_dump_json()
+    if value == float("inf"):
+        return '"never"'
+    return json.dumps(value)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="whose memory (default: local, or the file's)")
+    ] = None,
+    format_: Annotated[FileFormat, typer.Option("--format")] = FileFormat.lines,
+) -> None:
+    """Import NDJSON lines, or conversations with labelled evidence. Resumable by id."""
+    settings = _settings(config)
+    configure_logging("error")
+    from service.clients import connect
+    from service.imports import import_batches, read
+
+    async def work() -> None:
+        console = Console(stderr=True)
+        async with connect(settings, url=url, user=user or "local") as client:
+            found = read(file, format_=format_.value, user=user)
+            done = await import_batches(found, client, console, max_bytes=settings.limits.message)
+            print(f"{done.accepted} messages imported, {done.duplicates} were there already")
+            await client.settled()
+
+    _run(work())

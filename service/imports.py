@@ -1,0 +1,59 @@
+"""`strata import`: conversations from a file into memory, resumable by message id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rich.console import Console
+from rich.progress import Progress
+
+from memory.conversations import Batch, batches, load_conversations, read_lines
+from memory.errors import InvalidInput
+from service.clients import Client
+from service.problems import Problem
+from service.schemas import check_session_id, check_text
+
+Format = Literal["lines", "conversations"]
+
+
+class Imported(NamedTuple):
+    accepted: int
+    duplicates: int
+
+
+def read(path: Path, *, format_: Format, user: str | None) -> Iterator[Batch]:
+    """The file as batches. Raises InvalidInput naming the place."""
+    if format_ == "lines":
+        return read_lines(path, user=user or "local")
+    conversations = load_conversations(path)
+    return (batch for c in conversations for batch in batches(c, user=user))
+
+
+async def import_batches(
+    found: Iterable[Batch], client: Client, console: Console, *, max_bytes: int
+) -> Imported:
+    """Record batch by batch. What was recorded before an error stays; import again resumes."""
+    accepted = duplicates = 0
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("messages", total=None)
+        for number, batch in enumerate(found, 1):
+            _check(batch, max_bytes)
+            new, known = await client.record(batch.user, batch.session_id, batch.messages)
+            accepted, duplicates = accepted + new, duplicates + known
+            progress.update(task, completed=accepted + duplicates)
+            if not console.is_terminal and number % 50 == 0:
+                console.print(f"{accepted + duplicates} messages", highlight=False)
+    return Imported(accepted, duplicates)
+
+
+def _check(batch: Batch, max_bytes: int) -> None:
+    try:
+        check_session_id(batch.session_id)
+        for index, message in enumerate(batch.messages):
+            if message.role not in ("user", "assistant"):
+                raise InvalidInput(f"message {index + 1}: role", "must be user or assistant")
+            check_text(f"message {index + 1}: content", message.content, max_bytes=max_bytes)
+    except (InvalidInput, Problem) as error:
+        raise InvalidInput(batch.place, str(error)) from error

@@ -1,0 +1,27 @@
+"""A request whose JSON body is decoded strictly: what cannot be right is a 400 or 415."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from litestar import Request
+from litestar.datastructures import State
+
+from memory import User
+from service.problems import Problem
+
+
+class StrictRequest(Request[User, Any, State]):
+    async def json(self) -> Any:
+        media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise Problem(415, "send the body as application/json")
+        try:
+            body = await self.body()
+            value = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Problem(400, f"the body is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise Problem(400, "the body must be a JSON object")
+        return value

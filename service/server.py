@@ -1,0 +1,105 @@
+"""The process that listens: uvicorn, told how a service of streams stops.
+
+On SIGTERM the port stays open while answers drain (ready is red, new turns get 503); when the
+last has ended or `server.grace` is over, what is left is stored as partial and ends cleanly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from memory.factory import file_path
+from service.app import create_app
+from service.lifespan import Services, open_services
+from service.settings import Settings
+
+log = structlog.get_logger("strata")
+CLOSE_SECONDS = 5
+
+
+def serve_file(settings: Settings) -> Path | None:
+    """Where a running `serve` tells its address to the other commands."""
+    path = file_path(settings.store.url, "sqlite")
+    return path.parent / "serve.json" if path else None
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, services: Services, began: float) -> None:
+        super().__init__(config)
+        self._services = services
+        self._began = began
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup()
+        if not self.started:
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        settings, model = self._services.settings, self._services.strata.model
+        shown = f"[{host}]" if ":" in host else host
+        if path := serve_file(settings):
+            path.write_text(json.dumps({"host": host, "port": port, "pid": os.getpid()}))
+        log.info(
+            "serving",
+            url=f"http://{shown}:{port}",
+            store=settings.store.url,
+            index=settings.index.url,
+            model=self._services.model_name,
+            offline=settings.model.offline,
+            embedding=model.state,
+            recall="by meaning and words" if model.state == "ready" else "by words until loaded",
+            seconds=round(time.perf_counter() - self._began, 2),
+        )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is not None and sig == signal.SIGINT:
+            self.force_exit = self.should_exit = True  # asked twice
+            return
+        self._captured_signals.append(sig)
+        self._loop.call_soon_threadsafe(self._begin_to_drain)
+
+    def _begin_to_drain(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        log.info("draining", turns=len(self._services.producers))
+        await self._services.producers.drain(self._services.settings.server.grace)
+        self.should_exit = True
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal. Raises ConfigError, StoreUnavailable before the port opens."""
+    began = time.perf_counter()
+    async with open_services(settings) as services:
+        config = uvicorn.Config(
+            create_app(settings, services),
+            host=settings.server.host,
+            port=settings.server.port,
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            # Addresses in headers are not to be believed; nothing here needs them.
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=CLOSE_SECONDS,
+        )
+        server = _Server(config, services, began)
+        try:
+            await server.serve()
+        finally:
+            if path := serve_file(settings):
+                path.unlink(missing_ok=True)
+        if not server.started:
+            raise SystemExit(1)
+    log.info("stopped")

@@ -1,0 +1,213 @@
+"""The service's configuration: a TOML file, overridden by `STRATA_<GROUP>__<KEY>` variables.
+
+Unknown keys are errors that name the nearest known one. Secrets never appear in a repr.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+import types
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from memory.config import Duration, Group, MemoryConfig
+from memory.errors import ConfigError
+
+DEFAULT_FILE = Path("strata.toml")
+_PREFIX = "STRATA_"
+_SIZES = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
+
+
+def parse_size(value: Any) -> int:
+    """Bytes of `256kB`, `64kB`, `1MB` or a bare number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    digits = text.rstrip("kmgb")
+    unit = text[len(digits) :] or "b"
+    if not digits.strip().isdigit() or unit not in _SIZES:
+        raise ValueError("write a size as 64kB, 1MB or a number of bytes")
+    return int(digits) * _SIZES[unit]
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+
+
+class ModelConfig(Group):
+    name: str = "gpt-4.1-mini"
+    base_url: str | None = None
+    api_key: SecretStr | None = None
+    summary_name: str | None = None
+    system: str = ""
+    first_token_timeout: Duration = 30.0
+    gap_timeout: Duration = 30.0
+    turn_timeout: Duration = 300.0
+    max_retries: Annotated[int, Field(ge=0, le=10)] = 1
+
+    @field_validator("base_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value
+
+    @property
+    def key(self) -> SecretStr | None:
+        """The configured key, else OPENAI_API_KEY: the one foreign variable that is read."""
+        if self.api_key is not None:
+            return self.api_key
+        value = os.environ.get("OPENAI_API_KEY")
+        return SecretStr(value) if value else None
+
+    @property
+    def offline(self) -> bool:
+        return self.base_url is None and self.key is None
+
+
+class AuthConfig(Group):
+    mode: Literal["local"] = "local"
+
+
+class LimitsConfig(Group):
+    body: Size = 256_000
+    message: Size = 64_000
+
+
+class ServerConfig(Group):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: Annotated[int, Field(ge=1)] = 1
+    grace: Duration = 20.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, value: str) -> str:
+        if value not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                "auth.mode = local serves loopback only: use 127.0.0.1, ::1 or localhost"
+            )
+        return value
+
+    @field_validator("workers")
+    @classmethod
+    def _one(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError("more than one worker needs server stores; embedded ones serve one")
+        return value
+
+
+class Settings(BaseSettings, MemoryConfig):
+    """Every group of the configuration."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True
+    )
+
+    model: ModelConfig = ModelConfig()
+    auth: AuthConfig = AuthConfig()
+    limits: LimitsConfig = LimitsConfig()
+    server: ServerConfig = ServerConfig()
+
+    def memory(self) -> MemoryConfig:
+        """The library's part."""
+        return MemoryConfig(**{name: getattr(self, name) for name in MemoryConfig.model_fields})
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def config_path(given: Path | None) -> Path | None:
+    """`given`, else STRATA_CONFIG, else ./strata.toml if it is there."""
+    if given is not None:
+        return given
+    if named := os.environ.get("STRATA_CONFIG"):
+        return Path(named)
+    return DEFAULT_FILE if DEFAULT_FILE.exists() else None
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read, merge and validate. Raises ConfigError naming the key and the fix."""
+    path = config_path(path)
+    if path is not None:
+        try:
+            tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(str(path), f"cannot be read: {error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(str(path), f"is not TOML: {error}") from error
+    _check_variables()
+    chosen: type[Settings] = type(
+        "Settings",
+        (Settings,),
+        {
+            "model_config": SettingsConfigDict(**{**Settings.model_config, "toml_file": path}),
+            "__module__": __name__,
+        },
+    )
+    try:
+        return chosen()
+    except ValidationError as error:
+        raise _first(error) from None
+
+
+def _check_variables() -> None:
+    """pydantic-settings overlooks variables whose group it does not know."""
+    for name in os.environ:
+        if not name.startswith(_PREFIX) or "__" not in name:
+            continue
+        group = name[len(_PREFIX) :].split("__")[0].lower()
+        if group not in Settings.model_fields:
+            raise ConfigError(name, f"unknown group {group!r}", _nearest(group, Settings))
+
+
+def _first(error: ValidationError) -> ConfigError:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    parts = [str(part) for part in detail["loc"]]
+    key = ".".join(parts) or "configuration"
+    if detail["type"] == "extra_forbidden":
+        known = _model_at(parts[:-1])
+        return ConfigError(key, "unknown key", _nearest(parts[-1], known))
+    return ConfigError(key, detail["msg"].removeprefix("Value error, "))
+
+
+def _model_at(parts: list[str]) -> type[BaseModel]:
+    model: type[BaseModel] = Settings
+    for part in parts:
+        field = model.model_fields.get(part)
+        found = _as_model(field.annotation) if field else None
+        if found is None:
+            break
+        model = found
+    return model
+
+
+def _as_model(annotation: Any) -> type[BaseModel] | None:
+    options = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return None
+
+
+def _nearest(name: str, model: type[BaseModel]) -> str:
+    near = difflib.get_close_matches(name.lower(), model.model_fields, n=1, cutoff=0.0)
+    return f"the nearest known one is {near[0]!r}" if near else ""

@@ -1,0 +1,343 @@
+"""A producer owns an answer: the model call, the text so far, its storing. Readers only read.
+
+Whoever reads may come late or leave; after the last one left, the answer goes on for
+`session.detach` and is then stored as partial. Events are kept encoded, each reader has its own
+place among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any, Literal
+
+import msgspec
+import structlog
+from langchain_core.language_models import BaseChatModel
+
+from memory.errors import StoreUnavailable, TurnLost
+from memory.models import Context, Receipt, Turn, TurnError, TurnStatus
+from memory.orchestrator import Accepted, Ask, Memory
+from service.model import ModelFailed, stream_answer
+from service.schemas import Options
+from service.settings import Settings
+
+log = structlog.get_logger("strata.turn")
+
+PING_SECONDS = 15.0
+# The response that reads begins a moment after the producer does.
+FIRST_READER_SECONDS = 5.0
+PING = b": ping\n\n"
+StopReason = Literal["detached", "shutting_down"]
+
+
+def encode_event(name: str, id_: str, data: Any) -> bytes:
+    """One server-sent event; JSON has no bare line breaks, so one data line is enough."""
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (
+        name.encode(),
+        id_.encode(),
+        msgspec.json.encode(data),
+    )
+
+
+class Producer:
+    """Runs one turn. `accepted` is None for a stateless call, whose context is given."""
+
+    def __init__(
+        self,
+        *,
+        memory: Memory,
+        model: BaseChatModel,
+        model_name: str,
+        settings: Settings,
+        ask: Ask,
+        options: Options,
+        run_id: str,
+        accepted: Accepted | None = None,
+        context: Context | None = None,
+        started: float | None = None,
+    ) -> None:
+        self._memory = memory
+        self._model = model
+        self.model_name = model_name
+        self._settings = settings
+        self._ask = ask
+        self._options = options
+        self._run = run_id
+        self._accepted = accepted
+        self._context = context
+        self._started = time.perf_counter() if started is None else started
+        self._text: list[str] = []
+        self._length = 0
+        self.usage: dict[str, int] | None = None
+        self.finish_reason: str | None = None
+        self._events: list[bytes] = []
+        self._news = asyncio.Event()
+        self._readers = 0
+        self._detach: asyncio.TimerHandle | None = None
+        self._generation: asyncio.Task[None] | None = None
+        self._stop: StopReason | None = None
+        self.finished = False
+        self.status: TurnStatus = "running"
+        self.turn: Turn | None = None
+        self.error: TurnError | None = None
+
+    # --- producing -------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Produce to the end. Whatever happens, the last event tells it and the gate is freed."""
+        accepted = self._accepted
+        try:
+            if accepted is not None:
+                self._tell(
+                    "accepted",
+                    "a",
+                    {
+                        "turn_id": accepted.turn.id,
+                        "session_id": accepted.turn.session_id,
+                        "seq": accepted.turn.seq,
+                    },
+                )
+            self._schedule_detach(at_least=FIRST_READER_SECONDS)
+            flusher = asyncio.create_task(self._flush_now_and_then())
+            self._generation = asyncio.create_task(self._generate())
+            try:
+                status, error = await self._outcome(self._generation)
+            finally:
+                flusher.cancel()
+                with suppress(asyncio.CancelledError):
+                    await flusher
+            await self._end(status, error)
+        except Exception:  # the edge of a task: the client must get an end, the log the reason
+            log.exception("turn.crashed")
+            self._fail(TurnError("model_error", "an unexpected error", True))
+        finally:
+            if accepted is not None:
+                self._memory.abandon(accepted)
+            if self._detach is not None:
+                self._detach.cancel()
+            self.finished = True
+            self._news.set()
+
+    async def _outcome(self, generation: asyncio.Task[None]) -> tuple[TurnStatus, TurnError | None]:
+        try:
+            await generation
+        except ModelFailed as failure:
+            log.warning("model.failed", code=failure.error.code, cause=_cause(failure))
+            return "failed", failure.error
+        except asyncio.CancelledError:
+            if self._stop is None:
+                generation.cancel()
+                raise
+            if self._stop == "shutting_down":
+                return "partial", TurnError(
+                    "shutting_down", "the service is stopping; what was streamed is kept", True, 1.0
+                )
+            return "partial", None
+        return "done", None
+
+    async def _generate(self) -> None:
+        if self._context is None:
+            assert self._accepted is not None
+            self._context = await self._memory.context(self._accepted)
+        context = self._context
+        self._tell("context", "c", context.receipt)
+        log.info(
+            "turn.model_call",
+            elapsed_ms=round((time.perf_counter() - self._started) * 1000, 2),
+            prompt_tokens=context.receipt.used_tokens,
+            degraded=list(context.receipt.degraded),
+        )
+        async for piece in stream_answer(
+            self._model,
+            context.messages,
+            options=self._options,
+            answer_tokens=(self._ask.budget or self._settings.budget).answer_tokens,
+            config=self._settings.model,
+        ):
+            self.usage = piece.usage or self.usage
+            self.finish_reason = piece.finish_reason or self.finish_reason
+            text = storable(piece.text)
+            if text:
+                self._text.append(text)
+                self._length += len(text)
+                self._tell("token", f"t{self._length}", {"text": text})
+
+    async def _flush_now_and_then(self) -> None:
+        """Store the answer while it grows, so that a crash loses little of it."""
+        pause = self._settings.session.partial_flush
+        if self._accepted is None or not pause or math.isinf(pause):
+            return
+        stored = 0
+        while True:
+            await asyncio.sleep(pause)
+            if self._length == stored:
+                continue
+            stored = self._length
+            try:
+                await self._memory.flush(self._accepted, self.text)
+            except TurnLost:
+                return
+            except StoreUnavailable:
+                continue  # the end tries again, and tells
+
+    async def _end(self, status: TurnStatus, error: TurnError | None) -> None:
+        text, context, usage = self.text, self._context, self.usage
+        if usage is None and context is not None and status != "failed":
+            usage = {
+                "prompt_tokens": context.receipt.used_tokens,
+                "completion_tokens": self._memory.counter.count(text),
+            }
+        finish_reason = self.finish_reason or {"done": "stop", "partial": self._stop}.get(status)
+        self.usage, self.finish_reason = usage, finish_reason
+        message_id = None
+        if self._accepted is not None:
+            try:
+                self.turn = await self._memory.finish(
+                    self._accepted,
+                    text,
+                    status=status,
+                    context=context,
+                    usage=usage,
+                    finish_reason=finish_reason,
+                    error=error,
+                    model=self.model_name,
+                )
+            except TurnLost:
+                self._fail(TurnError("erased", "the turn was erased while it ran", False))
+                return
+            except StoreUnavailable:
+                self._fail(TurnError("not_persisted", "the answer could not be stored", True))
+                return
+            assert self.turn.assistant is not None
+            message_id = self.turn.assistant.id
+        if error is not None:
+            self._fail(error)
+            return
+        self.status = status
+        self._tell(
+            "done",
+            "e",
+            {
+                "turn_id": self.turn.id if self.turn else None,
+                "message_id": message_id,
+                "finish_reason": finish_reason,
+                "usage": usage,
+                "model": self.model_name,
+            },
+        )
+
+    def _fail(self, error: TurnError) -> None:
+        self.error = error
+        self._tell("error", "e", error)
+
+    def _tell(self, name: str, place: str, data: Any) -> None:
+        self._events.append(encode_event(name, f"{self._run}:{place}", data))
+        self._news.set()
+
+    # --- stopping --------------------------------------------------------------------------
+
+    def stop(self, reason: StopReason) -> None:
+        """End the model call now; what there is is stored as partial."""
+        if self._generation is not None and not self._generation.done():
+            self._stop = self._stop or reason
+            self._generation.cancel()
+
+    def _schedule_detach(self, at_least: float = 0.0) -> None:
+        seconds = max(self._settings.session.detach, at_least)
+        if self._readers == 0 and not self.finished and not math.isinf(seconds):
+            loop = asyncio.get_running_loop()
+            self._detach = loop.call_later(seconds, self.stop, "detached")
+
+    # --- reading ---------------------------------------------------------------------------
+
+    @property
+    def turn_id(self) -> str | None:
+        return self._accepted.turn.id if self._accepted else None
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._text)
+
+    @property
+    def receipt(self) -> Receipt | None:
+        return self._context.receipt if self._context else None
+
+    async def read(self) -> AsyncIterator[bytes]:
+        """All events from the first on, live, with pings in between; ends after the last one."""
+        self._arrive()
+        try:
+            place = 0
+            while True:
+                if place < len(self._events):
+                    pending = self._events[place:]
+                    place += len(pending)
+                    yield b"".join(pending)
+                elif self.finished:
+                    return
+                else:
+                    self._news.clear()
+                    try:
+                        async with asyncio.timeout(PING_SECONDS):
+                            await self._news.wait()
+                    except TimeoutError:
+                        yield PING
+        finally:
+            self._leave()
+
+    async def wait(self) -> None:
+        """Until the turn has ended (for those who want JSON)."""
+        async for _ in self.read():
+            pass
+
+    def _arrive(self) -> None:
+        self._readers += 1
+        if self._detach is not None:
+            self._detach.cancel()
+            self._detach = None
+
+    def _leave(self) -> None:
+        self._readers -= 1
+        self._schedule_detach()
+
+
+class Producers:
+    """The running answers of this process. Nobody waits on a request to keep one alive."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[asyncio.Task[None], Producer] = {}
+        self.draining = False
+
+    def start(self, producer: Producer) -> None:
+        task = asyncio.create_task(producer.run())
+        self._tasks[task] = producer
+        task.add_done_callback(lambda done: self._tasks.pop(done, None))
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Wait for the running answers, then store what the rest has and end them."""
+        self.draining = True
+        if self._tasks and grace_seconds > 0:
+            await asyncio.wait(
+                list(self._tasks), timeout=None if math.isinf(grace_seconds) else grace_seconds
+            )
+        for producer in list(self._tasks.values()):
+            producer.stop("shutting_down")
+        if self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+
+def storable(text: str) -> str:
+    """A model's text without what no store and no client can hold."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _cause(error: BaseException) -> str:
+    cause = error.__cause__
+    return type(cause).__name__ if cause else type(error).__name__
