@@ -78,13 +78,13 @@ class OfflineChat(BaseChatModel):
 
 
 def answer(contents: list[str]) -> str:
-    """From the last message's recall block; with nothing recalled, the note that it was kept."""
+    """From the last message's recall block; with nothing recalled, just that."""
     last = contents[-1] if contents else ""
     block = _BLOCK.search(last)
     question = last[block.end() :] if block else last
     lines = _best_lines(block[1], question) if block else []
     if not lines:
-        return "(offline model) I have stored your message; nothing earlier seems to match it."
+        return "(offline model) Nothing that was said earlier seems to match this."
     return "(offline model) What I remember of this: " + " | ".join(lines)
 
 

@@ -116,6 +116,8 @@ def from_error(error: BaseException) -> Problem:
             )
         case ValidationException():
             return Problem(400, _validation_detail(error))
+        case HTTPException(status_code=413):
+            return Problem(413, "the body is larger than limits.body allows")
         case HTTPException():
             return Problem(error.status_code, error.detail or "")
     return Problem(500, "an unexpected error; the request id finds it in the log")
@@ -124,11 +126,13 @@ def from_error(error: BaseException) -> Problem:
 def _validation_detail(error: ValidationException) -> str:
     """Names the fields and what is wrong with them."""
     extra = error.extra if isinstance(error.extra, list) else []
-    parts = [
-        f"{item.get('key') or item.get('source', 'body')}: {item.get('message', 'is not valid')}"
-        for item in extra
-        if isinstance(item, Mapping)
-    ]
+    parts = []
+    for item in extra:
+        if isinstance(item, Mapping):
+            key, message = item.get("key", "body"), item.get("message", "is not valid")
+            if key == "data":  # Litestar's name for the body as a whole
+                key, message = "body", "is empty" if message == "'data'" else message
+            parts.append(f"{key}: {message}")
     return "; ".join(parts) or error.detail
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-import structlog
 from hypothesis import HealthCheck, settings
 
 from memory import MemoryConfig, Strata, User
@@ -26,7 +25,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("strata")
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(100))
 
 
 class Opener(Protocol):
