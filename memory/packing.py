@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import date
 from typing import NamedTuple
 
-from memory.models import Recollection
-from memory.passages import Span, cut, speaker_of, written_day
+from memory.models import Message, Recollection
+from memory.passages import Span, cut, written_day
 from memory.tokens import TokenCounter
 
 OPEN, CLOSE = "<memory>", "</memory>"
 WHOLE_PASSAGES = 3
 MAX_SKIPS = 30
 
-_FENCE = re.compile(r"<(?=/?\s*(?:memory|summary|facts)\b)", re.IGNORECASE)
+_FENCE = re.compile(r"<(?=\s*(?:/\s*)?(?:memory|summary|facts)\b)", re.IGNORECASE)
 
 
 def quoted(text: str) -> str:
@@ -45,7 +46,8 @@ def pack(
     chosen: dict[str, _Choice] = {}
     spans: dict[str, list[Span]] = {}
     used = counter.count(f"{OPEN}\n{CLOSE}")
-    headers: set[str] = set()
+    headers: set[tuple[str, date]] = set()
+    names: dict[str, int] = {}
     skips = left_out = 0
     order: list[tuple[str, int]] = []  # what was added, to take back from the end
     for item in recollections:
@@ -58,21 +60,21 @@ def pack(
             left_out += 1
             continue
         whole = range(len(of_message)) if len(of_message) <= WHOLE_PASSAGES else None
-        header = _header(item)
+        where = _where(item)
         for wanted in (whole, (item.passage,)):
             if wanted is None:
                 continue
             added = [n for n in wanted if known is None or n not in known.passages]
-            line = _line(item, of_message, added)
-            cost = counter.count(line + "\n")
-            if header not in headers:
-                cost += counter.count(header + "\n")
+            cost = _cost(item, of_message, added, names, counter)
+            if where not in headers:
+                cost += counter.count(_header(item) + "\n")
             if used + cost <= budget_tokens:
                 used += cost
-                headers.add(header)
+                headers.add(where)
                 kept = known.passages if known else []
                 best = known.best if known else item
                 chosen[message.id] = _Choice(best, sorted({*kept, *added}))
+                added.sort(key=lambda n: n != item.passage)  # what was found leaves last
                 order += [(message.id, n) for n in added]
                 break
         else:
@@ -94,6 +96,27 @@ def pack(
     return Packed(text, tuple(choice.best for choice in chosen.values()), left_out)
 
 
+def _cost(
+    item: Recollection,
+    spans: Sequence[Span],
+    passages: Sequence[int],
+    names: dict[str, int],
+    counter: TokenCounter,
+) -> int:
+    """About what a line costs; for whole messages from the counts that are stored with them.
+    The whole text is counted at the end, so this need not be exact."""
+    if len(passages) < len(spans):
+        return counter.count(_line(item, spans, passages) + "\n")
+    name = _name(item.message)
+    if name not in names:
+        names[name] = counter.count(f"{name}: \n")
+    return item.message.tokens + names[name]
+
+
+def _name(message: Message) -> str:
+    return message.speaker or message.role.capitalize()
+
+
 def _header(item: Recollection) -> str:
     return f"{written_day(item.message.created_at.date())}:"
 
@@ -111,9 +134,7 @@ def _line(item: Recollection, spans: Sequence[Span], passages: Sequence[int]) ->
         parts.append(text[span.start : span.end])
     if passages[-1] < len(spans) - 1:
         parts.append(" …")
-    name = speaker_of(item.message)
-    name = name.capitalize() if item.message.speaker is None else name
-    return quoted(f"{name}: {''.join(parts).strip()}")
+    return quoted(f"{_name(item.message)}: {''.join(parts).strip()}")
 
 
 def _render(choices: Iterable[_Choice], spans: dict[str, list[Span]]) -> str:
@@ -121,12 +142,17 @@ def _render(choices: Iterable[_Choice], spans: dict[str, list[Span]]) -> str:
     previous = None
     for choice in sorted(choices, key=lambda c: _when(c.best)):
         item = choice.best
-        where = (item.session_id, item.message.created_at.date())
+        where = _where(item)
         if where != previous:
             lines.append(_header(item))
             previous = where
         lines.append(_line(item, spans[item.message.id], choice.passages))
     return "\n".join([*lines, CLOSE])
+
+
+def _where(item: Recollection) -> tuple[str, date]:
+    """What shares one header line."""
+    return item.session_id, item.message.created_at.date()
 
 
 def _when(item: Recollection) -> tuple[object, ...]:

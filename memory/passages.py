@@ -45,9 +45,11 @@ def cut(text: str) -> list[Span]:
         end = sentence.end
     if end > start:
         spans.append(Span(start, end))
-    if len(spans) > 1 and spans[-1].end - spans[-1].start < TAIL_CHARACTERS:
-        tail = spans.pop()
-        spans[-1] = Span(spans[-1].start, tail.end)
+    if len(spans) > 1:
+        before, tail = spans[-2:]
+        # With much space between them, the two would make an endless passage.
+        if tail.end - tail.start < TAIL_CHARACTERS and tail.end - before.start <= WHOLE_CHARACTERS:
+            spans[-2:] = [Span(before.start, tail.end)]
     return spans
 
 

@@ -54,7 +54,6 @@ class _Passage(NamedTuple):
     message: Message
     turn: Turn
     number: int
-    of: int
     text: str
 
 
@@ -319,13 +318,11 @@ class Projection:
             user=turn.user_key,
             session=turn.session_key,
             message=message.id,
-            seq=message.seq,
             role=message.role,
             speakers=name_hashes(turn.user_key, message.speaker) if message.speaker else [],
             day=message.created_at.toordinal(),
             tokens=self._counter.count(passage.text),
             passage=passage.number,
-            passages=passage.of,
             expires_at=math.ceil(turn.expires_at.timestamp()),
         )
 
@@ -351,7 +348,7 @@ def _passages(turns: Iterable[Turn]) -> list[_Passage]:
                 continue
             spans = cut(message.content)
             found += [
-                _Passage(message, turn, n, len(spans), message.content[span.start : span.end])
+                _Passage(message, turn, n, message.content[span.start : span.end])
                 for n, span in enumerate(spans)
             ]
     return found

@@ -13,7 +13,7 @@ from datetime import date
 from typing import NamedTuple
 
 from memory.config import RecallConfig
-from memory.indexes.base import Hit, Hits, Payload
+from memory.indexes.base import Features, Hit, Hits
 from memory.question import Question, date_match
 
 LENGTH_CAP_TOKENS = 80
@@ -21,7 +21,7 @@ LENGTH_UNIT_TOKENS = 30
 
 
 class Candidate(NamedTuple):
-    payload: Payload
+    payload: Features
     score: float
     dense_rank: int | None  # 1 = best
     lexical_rank: int | None
@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
 
 def rescore(hits: Hits, question: Question, config: RecallConfig) -> list[Candidate]:
     """All candidates of both rankings, best first."""
-    payloads: dict[str, Payload] = {hit.id: hit.payload for hit in (*hits.lexical, *hits.dense)}
+    payloads: dict[str, Features] = {hit.id: hit.payload for hit in (*hits.lexical, *hits.dense)}
     if not payloads:
         return []
     lexical = _z_scores(hits.lexical, payloads)
@@ -74,7 +74,7 @@ def _above_floor(hits: Hits, floor: float) -> set[str]:
     return {hit.id for hit in hits.lexical} | {hit.id for hit in hits.dense if hit.score >= floor}
 
 
-def _boost(payload: Payload, question: Question, config: RecallConfig) -> float:
+def _boost(payload: Features, question: Question, config: RecallConfig) -> float:
     boost = 0.0
     speakers = payload["speakers"]
     if question.names and not question.names.isdisjoint(speakers):
@@ -90,7 +90,7 @@ def _boost(payload: Payload, question: Question, config: RecallConfig) -> float:
 
 
 def _spread(
-    scored: Sequence[tuple[float, str]], payloads: dict[str, Payload], weight: float
+    scored: Sequence[tuple[float, str]], payloads: dict[str, Features], weight: float
 ) -> list[tuple[float, str]]:
     """`weight` less for each better passage of the same message."""
     seen: dict[str, int] = defaultdict(int)
@@ -103,7 +103,7 @@ def _spread(
 
 
 def _session_bonus(
-    scored: Sequence[tuple[float, str]], payloads: dict[str, Payload], weight: float
+    scored: Sequence[tuple[float, str]], payloads: dict[str, Features], weight: float
 ) -> dict[str, float]:
     """`weight` × the mean of each session's three best."""
     of_session: dict[str, list[float]] = defaultdict(list)

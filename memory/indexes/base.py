@@ -19,14 +19,28 @@ class Payload(TypedDict):
     user: str
     session: str
     message: str
-    seq: int
     role: str
     speakers: list[str]  # hashes of the speaker's name and of its words; empty without a name
     day: int  # proleptic ordinal of the day on which it was said
     tokens: int
     passage: int
-    passages: int
     expires_at: int  # seconds since 1970, rounded up
+
+
+# What a search brings along; by the rest it only filters.
+FEATURES = ["session", "message", "role", "speakers", "day", "tokens", "passage"]
+
+
+class Features(TypedDict):
+    """The part of a payload that ranking needs."""
+
+    session: str
+    message: str
+    role: str
+    speakers: list[str]
+    day: int
+    tokens: int
+    passage: int
 
 
 class Point(NamedTuple):
@@ -39,7 +53,7 @@ class Point(NamedTuple):
 class Hit(NamedTuple):
     id: str
     score: float
-    payload: Payload
+    payload: Features
 
 
 class Hits(NamedTuple):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import qdrant_edge as edge
 
 from memory.errors import IndexUnavailable
-from memory.indexes.base import Hit, Hits, Payload, Point
+from memory.indexes.base import FEATURES, Features, Hit, Hits, Point
 from memory.sparse import SparseVector
 
 T = TypeVar("T")
@@ -145,14 +145,14 @@ class EdgeIndex:
                     limit=limit,
                     query=edge.Query.Nearest(vector, using=name),
                     filter=wanted,
-                    with_payload=True,
+                    with_payload=FEATURES,
                 )
                 for name, vector in queries
             ]
         )
         results = _guarded(self._shard.query_batch, batch)
         found = {
-            name: [Hit(str(p.id), p.score, cast(Payload, p.payload)) for p in points]
+            name: [Hit(str(p.id), p.score, cast(Features, p.payload)) for p in points]
             for (name, _), points in zip(queries, results, strict=True)
         }
         return Hits(found.get(_SPARSE, []), found.get(self._dense or "", []))
