@@ -15,6 +15,7 @@ import msgspec
 import structlog
 
 from memory.config import MemoryConfig
+from memory.context import SUMMARY_FENCE_TOKENS
 from memory.errors import StrataError
 from memory.gates import SessionLocks
 from memory.models import Segment, Session, Summary, Turn, now
@@ -120,7 +121,7 @@ class Folding:
                 text,
                 statements(run),
                 news=transcript(run),
-                budget_tokens=budget.summary_tokens,
+                budget_tokens=self._room(),
                 counter=self._counter,
                 summarizer=self._summarizer,
             )
@@ -136,9 +137,7 @@ class Folding:
             degraded=degraded,
             expires_at=min(expires, old.expires_at) if alive and old.text else expires,
         )
-        kept, _ = extract(
-            statements(messages), budget_tokens=budget.summary_tokens, counter=self._counter
-        )
+        kept, _ = extract(statements(messages), budget_tokens=self._room(), counter=self._counter)
         segment = Segment(
             session_key=session.key,
             first_seq=turns[0].seq,
@@ -156,7 +155,7 @@ class Folding:
             "",
             known,
             news="\n".join(segment.text for segment in segments),
-            budget_tokens=self._config.budget.summary_tokens,
+            budget_tokens=self._room(),
             counter=self._counter,
             summarizer=self._summarizer if segments else None,
         )
@@ -172,6 +171,10 @@ class Folding:
         if not segments:
             summary = msgspec.structs.replace(summary, expires_at=Summary().expires_at)
         await self._commit(session, summary, None)
+
+    def _room(self) -> int:
+        """Tokens of a rolled text, so that it fits its layer with the fence around it."""
+        return max(0, self._config.budget.summary_tokens - SUMMARY_FENCE_TOKENS)
 
     def _refold_horizon(self) -> datetime:
         """Segments that expire before this moment are left out of a text that is rolled anew."""

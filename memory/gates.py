@@ -6,7 +6,7 @@ import asyncio
 import math
 from weakref import WeakValueDictionary
 
-from memory.errors import SessionBusy
+from memory.errors import SessionBusy, Stopping
 
 
 class _Gate:
@@ -20,12 +20,19 @@ class SessionGates:
 
     def __init__(self) -> None:
         self._gates: dict[str, _Gate] = {}
+        self._shut = asyncio.Event()
+
+    def shut(self) -> None:
+        """Let nobody through any more, neither who comes nor who waits already."""
+        self._shut.set()
 
     def is_free(self, key: str) -> bool:
         return key not in self._gates
 
     async def acquire(self, key: str, *, wait_seconds: float) -> None:
-        """Raises SessionBusy when the gate is not free in time."""
+        """Raises SessionBusy when the gate is not free in time, Stopping when all are shut."""
+        if self._shut.is_set():
+            raise Stopping("no more turns are taken")
         gate = self._gates.setdefault(key, _Gate())
         gate.users += 1
         try:
@@ -42,6 +49,9 @@ class SessionGates:
         except BaseException:
             self._leave(key, gate)
             raise
+        if self._shut.is_set():
+            self.release(key)
+            raise Stopping("no more turns are taken")
 
     def release(self, key: str) -> None:
         gate = self._gates[key]

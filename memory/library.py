@@ -78,11 +78,13 @@ class Library:
 
     async def sessions(
         self, user: User, *, before: tuple[datetime, str] | None, limit: int
-    ) -> list[Session]:
-        """By last activity, newest first; one more than `limit` when there are more."""
+    ) -> tuple[list[Session], tuple[datetime, str] | None]:
+        """A page by last activity, newest first, and the next page's `before`."""
         await self._projection.refresh(user.key)
         found = await self._store.sessions(user.key, before=before, limit=limit + 1)
-        return [session for session in found if not self._has_ended(session)]
+        last = found[limit - 1] if len(found) > limit else None
+        page = [session for session in found[:limit] if not self._has_ended(session)]
+        return page, (last.updated_at, last.key) if last else None
 
     def _has_ended(self, session: Session) -> bool:
         empty = session.last_seq < session.first_seq

@@ -111,10 +111,14 @@ class Memory:
         self._wake = wake
         self.counter = counter
 
+    def stop(self) -> None:
+        """Take no more turns or messages; those that wait for their session are refused too."""
+        self._gates.shut()
+
     async def accept(self, ask: Ask) -> Accepted:
         """Make the question durable and begin to recall.
 
-        Raises BudgetExceeded, SessionBusy, StoreUnavailable; then nothing was stored.
+        Raises BudgetExceeded, SessionBusy, Stopping, StoreUnavailable; then nothing was stored.
         """
         budget = ask.budget or self._config.budget
         check_question(ask.question, ask.system, budget, self.counter)

@@ -48,6 +48,7 @@ class _Progress:
     lexical: int
     dense: int
     settled: int = 0
+    news: bool = True
 
 
 class _Passage(NamedTuple):
@@ -84,8 +85,20 @@ class Projection:
 
     def wake(self, session_key: str) -> None:
         """There is news in this session."""
+        if progress := self._progress.get(session_key):
+            progress.news = True
         self._failures.pop(session_key, None)
         self._woken.set()
+
+    async def behind(self) -> int:
+        """How many sessions (at most a page) have news that is not projected yet. What is done
+        but waits for the next flush of the index does not count."""
+        waiting = await self._store.pending()
+        return sum(not self._is_caught_up(key) for key in waiting)
+
+    def _is_caught_up(self, key: str) -> bool:
+        progress = self._progress.get(key)
+        return progress is not None and not progress.news
 
     def model_ready(self) -> None:
         """Dense vectors can be made from now on."""
@@ -118,16 +131,15 @@ class Projection:
                 except TimeoutError:
                     pass
 
-    async def settled(self, *, user_key: str | None = None) -> None:
-        """Return when nothing is pending any more; raises what keeps failing."""
+    async def settled(self) -> None:
+        """Return when there is nothing left to do (a running turn is left to its end); raises
+        what fails."""
         while True:
-            await self.run_once(raising=True)
+            worked = await self.run_once(raising=True)
             await self._folding.drain()
             await self.commit()
-            keys = await self._store.pending(user_key=user_key)
-            if not keys:
+            if not worked:
                 return
-            await asyncio.sleep(0)
 
     async def drain(self) -> None:
         """Commit what is done (before the stores are closed)."""
@@ -193,6 +205,8 @@ class Projection:
 
     async def session(self, key: str) -> Session | None:
         """The session as its newest turn has it, whether it was projected already or not."""
+        if await self._store.session(key) is not None:
+            return await self._session(key)  # only sets fields: harmless beside a projection
         async with self._locks.of(key):
             return await self._session(key)
 
@@ -244,6 +258,7 @@ class Projection:
         if self._model.state == "ready":
             through = min(through, progress.dense)
         worked = worked or through > progress.settled
+        progress.news = worked
         progress.settled = max(through, progress.settled)
         if worked:
             self._progress[key] = progress

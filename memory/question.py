@@ -128,7 +128,10 @@ def date_match(mentions: tuple[Mention, ...], said: date) -> float:
 
 
 def _match(mention: Mention, said: date) -> float:
-    year = mention.year or said.year
+    if mention.year is None:  # any year: also the one before, for what is said in January
+        years = (said.year - 1, said.year, said.year + 1)
+        return max(_match(mention._replace(year=year), said) for year in years)
+    year = mention.year
     if mention.day is None:
         months = (said.year - year) * 12 + said.month - mention.month
         return {0: 1.0, 1: 0.5}.get(months, 0.0)

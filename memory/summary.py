@@ -22,6 +22,11 @@ _SENTENCE = re.compile(r"\n+|(?<=[.!?…])\s+|(?<=[。！？])")
 _MARK = re.compile(r"\d[\d.,:/-]*\d|\d|(?<=[\w,;:’'\"(-] )[A-ZÀ-ÖØ-ÞА-Я][\w’'-]+")
 _DAY_LINE = re.compile(r"\d{1,2} [A-Z][a-z]+ \d{4}:")
 _WORD = re.compile(r"\w+")
+_REFUSAL = re.compile(
+    r"\W*(?:(?:i['’]m|i am|we['’]re|we are)?\s*(?:very |so )?(?:sorry|afraid|unable|not able)\b"
+    r"|(?:i|we)\s+(?:can(?:not|['’]t| not)|won['’]t|will not|must decline)\b|as an ai\b)",
+    re.IGNORECASE,
+)
 MAX_STATEMENT_CHARACTERS = 400
 
 
@@ -176,8 +181,9 @@ async def roll(
     """Fold statements (whose full text is `news`) into `previous`. Always gives a text, by
     extraction if need be.
 
-    The model's text is mended with the statements that it lost where there is room for them; a
-    text that cannot be mended is refused once, then the extract is taken, degraded.
+    The model's text is mended with the statements that it lost where there is room for them. A
+    text that cannot be mended, a refusal, and one that tells nothing of what had to be kept are
+    refused once, then the extract is taken, degraded.
     """
     known = [*parse(previous), *new]
     if summarizer is not None and budget_tokens:
@@ -191,7 +197,9 @@ async def roll(
                 break
             missing, retired = lost(text, known, budget_tokens=budget_tokens, counter=counter)
             mended = "\n".join(part for part in (text.strip(), _render(missing)) if part)
-            if text.strip() and counter.count(mended) <= budget_tokens:
+            marked = sum(bool(statement.marks) for statement in known)
+            useless = _REFUSAL.match(text) or (marked and len(missing) + retired == marked)
+            if text.strip() and not useless and counter.count(mended) <= budget_tokens:
                 return Rolled(mended, retired, degraded=False)
             must_keep = _render(missing)
     text, left_out = extract(known, budget_tokens=budget_tokens, counter=counter)

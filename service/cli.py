@@ -15,7 +15,7 @@ from pydantic import BaseModel, SecretStr
 from rich.console import Console
 
 from memory.errors import ConfigError, StrataError
-from service.settings import Settings, load_settings
+from service.settings import Settings, forget_foreign_variables, load_settings
 from service.telemetry import configure_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -35,6 +35,7 @@ class FileFormat(StrEnum):
 
 
 def main() -> None:
+    forget_foreign_variables()
     app()
 
 

@@ -40,11 +40,11 @@ class Health(Controller):
 async def probe(services: Services) -> dict[str, dict[str, Any]]:
     """Store, index, embedding, model and projection, each with its status."""
     strata = services.strata
-    pending: int | None = None
+    behind: int | None = None
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             await strata.store.ping()
-            pending = len(await strata.store.pending())
+            behind = await strata.projection.behind()
         store = {"status": "ok"}
     except (StrataError, TimeoutError) as error:
         store = {"status": "down", "reason": type(error).__name__}
@@ -69,8 +69,8 @@ async def probe(services: Services) -> dict[str, dict[str, Any]]:
         "embedding": embedding,
         "model": await _probe_model(services),
         "projection": {
-            "status": "ok" if pending is not None else "unknown",
-            "pending_sessions": pending,
+            "status": "ok" if behind is not None else "unknown",
+            "behind": behind,
         },
     }
 

@@ -37,6 +37,11 @@ class Services:
     def model_name(self) -> str:
         return OFFLINE if self.settings.model.offline else self.settings.model.name
 
+    async def drain(self) -> None:
+        """Take no more turns; let the running ones end within `server.grace`, store the rest."""
+        self.strata.memory.stop()
+        await self.producers.drain(self.settings.server.grace)
+
 
 class LateSummarizer:
     """A summarizer whose model is made at its first use, off the event loop."""
@@ -85,13 +90,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             model=name,
             embedding=strata.model.state,
             recall="by words" if strata.model.state != "ready" else "by meaning and words",
+            summary="extracts" if summarizer is None else "by the model",
             tokens="estimated" if strata.counter.estimated else "exact",
             seconds=round(time.perf_counter() - started, 2),
         )
         try:
             yield services
         finally:
-            await producers.drain(settings.server.grace)
+            await services.drain()
             chat.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await chat

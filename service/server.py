@@ -65,7 +65,8 @@ class _Server(uvicorn.Server):
         if self._draining is not None and sig == signal.SIGINT:
             self.force_exit = self.should_exit = True  # asked twice
             return
-        self._captured_signals.append(sig)
+        # Not added to uvicorn's captured signals: it raises those again once the port is closed,
+        # which would end the process before the stores are.
         self._loop.call_soon_threadsafe(self._begin_to_drain)
 
     def _begin_to_drain(self) -> None:
@@ -74,7 +75,7 @@ class _Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         log.info("draining", turns=len(self._services.producers))
-        await self._services.producers.drain(self._services.settings.server.grace)
+        await self._services.drain()
         self.should_exit = True
 
 

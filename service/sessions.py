@@ -13,7 +13,6 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from memory import Ask, User
 from memory.errors import InvalidInput
-from memory.models import Session
 from service.lifespan import Services
 from service.schemas import (
     ContextBody,
@@ -49,10 +48,8 @@ class Sessions(Controller):
         limit: Limit = 50,
     ) -> SessionsOut:
         before = _read_cursor(cursor) if cursor else None
-        found = await services.strata.library.sessions(user, before=before, limit=limit)
-        page = found[:limit]
-        more = len(found) > limit
-        return SessionsOut([session_out(s) for s in page], _cursor(page[-1]) if more else None)
+        page, after = await services.strata.library.sessions(user, before=before, limit=limit)
+        return SessionsOut([session_out(s) for s in page], _cursor(*after) if after else None)
 
     @get("/{session_id:str}", summary="One session")
     async def show(
@@ -140,9 +137,8 @@ class Sessions(Controller):
         return ContextOut(list(context.messages), context.receipt)
 
 
-def _cursor(session: Session) -> str:
-    text = f"{session.updated_at.isoformat()} {session.key}"
-    return base64.urlsafe_b64encode(text.encode()).decode()
+def _cursor(updated_at: datetime, key: str) -> str:
+    return base64.urlsafe_b64encode(f"{updated_at.isoformat()} {key}".encode()).decode()
 
 
 def _read_cursor(cursor: str) -> tuple[datetime, str]:

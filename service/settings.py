@@ -135,6 +135,17 @@ class Settings(BaseSettings, MemoryConfig):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
 
+def forget_foreign_variables() -> None:
+    """Of the OPENAI_* variables only the key is read; the SDK would also take a proxy, an
+    organisation, headers and a log level (which logs whole requests) from there. LangChain's
+    tracing, which sends every prompt away, stays off."""
+    for name in list(os.environ):
+        if name.startswith("OPENAI_") and name != "OPENAI_API_KEY":
+            del os.environ[name]
+    for name in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2"):
+        os.environ[name] = "false"
+
+
 def config_path(given: Path | None) -> Path | None:
     """`given`, else STRATA_CONFIG, else ./strata.toml if it is there."""
     if given is not None:

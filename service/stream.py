@@ -104,6 +104,8 @@ class Producer:
             self._schedule_detach(at_least=FIRST_READER_SECONDS)
             flusher = asyncio.create_task(self._flush_now_and_then())
             self._generation = asyncio.create_task(self._generate())
+            if self._stop is not None:
+                self._generation.cancel()
             try:
                 status, error = await self._outcome(self._generation)
             finally:
@@ -242,8 +244,9 @@ class Producer:
 
     def stop(self, reason: StopReason) -> None:
         """End the model call now; what there is is stored as partial."""
-        if self._generation is not None and not self._generation.done():
+        if self._generation is None or not self._generation.done():
             self._stop = self._stop or reason
+        if self._generation is not None:
             self._generation.cancel()
 
     def _schedule_detach(self, at_least: float = 0.0) -> None:
@@ -323,13 +326,14 @@ class Producers:
     async def drain(self, grace_seconds: float) -> None:
         """Wait for the running answers, then store what the rest has and end them."""
         self.draining = True
-        if self._tasks and grace_seconds > 0:
-            await asyncio.wait(
-                list(self._tasks), timeout=None if math.isinf(grace_seconds) else grace_seconds
-            )
-        for producer in list(self._tasks.values()):
-            producer.stop("shutting_down")
-        if self._tasks:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + grace_seconds
+        while self._tasks and (left := ends - loop.time()) > 0:
+            await asyncio.wait(list(self._tasks), timeout=None if math.isinf(left) else left)
+        # What was being accepted when this began may still have joined them.
+        while self._tasks:
+            for producer in list(self._tasks.values()):
+                producer.stop("shutting_down")
             await asyncio.wait(list(self._tasks))
 
 

@@ -14,7 +14,7 @@ from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
 
 from memory import Ask, User
-from memory.errors import NotFound
+from memory.errors import NotFound, Stopping
 from memory.models import session_key
 from service.lifespan import Services
 from service.problems import Problem
@@ -77,9 +77,7 @@ class Turns(Controller):
         check_text("system", data.system, max_bytes=limit, blank=True)
         check_metadata(data.metadata)
         if services.producers.draining:
-            raise Problem(
-                503, "the service is stopping", code="shutting_down", retry_after_seconds=1
-            )
+            raise Stopping
         hashed = session_key(user.key, session_id).partition(".")[2][:12]
         request.scope["state"]["who"]["session"] = hashed
         structlog.contextvars.bind_contextvars(user=user.key[:12], session=hashed)
