@@ -14,7 +14,7 @@ from typing import NoReturn
 import structlog
 
 from evals import cost, recall, report
-from evals.datasets import DataSet, committed, load
+from evals.datasets import committed, load
 from evals.progress import progress
 from memory import MemoryConfig
 from memory.errors import ConfigError, InvalidInput, StrataError
@@ -60,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = _command(commands, "recall", _recall, "how much labelled evidence recall finds")
+    _add_data(command)
     command.add_argument(
         "--budgets",
         type=budgets,
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     command = _command(commands, "cost", _cost, "what a turn's prompt costs, turn by turn")
+    _add_data(command)
     command.add_argument(
         "--turns", type=at_least_one, metavar="N", help="turns of each conversation (default: all)"
     )
@@ -78,19 +80,12 @@ def parser() -> argparse.ArgumentParser:
 def _command(
     commands: argparse._SubParsersAction[_Parser],
     name: str,
-    run: Callable[[argparse.Namespace, Sequence[DataSet]], str],
+    run: Callable[[argparse.Namespace], str],
     text: str,
 ) -> argparse.ArgumentParser:
-    """A subcommand with the options that all share."""
+    """A subcommand with the options that all share; `run` writes its reports and returns what
+    is to be printed."""
     command = commands.add_parser(name, help=text, description=text)
-    command.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="labelled conversations in the uniform format (default: the sets in evals/data)",
-    )
     command.add_argument(
         "--out",
         type=Path,
@@ -103,10 +98,21 @@ def _command(
     return command
 
 
-def _recall(options: argparse.Namespace, sets: Sequence[DataSet]) -> str:
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        action="extend",
+        metavar="FILE",
+        help="labelled conversations in the uniform format (default: the sets in evals/data)",
+    )
+
+
+def _recall(options: argparse.Namespace) -> str:
     config = load_config(options.config)
     parts, lines = [], []
-    for data in sets:
+    for data in load(options.data or committed()):
         with progress(f"recall {data.name}") as tell:
             rows, part = asyncio.run(
                 recall.run(data, budgets=options.budgets, config=config, tell=tell)
@@ -120,10 +126,10 @@ def _recall(options: argparse.Namespace, sets: Sequence[DataSet]) -> str:
     )
 
 
-def _cost(options: argparse.Namespace, sets: Sequence[DataSet]) -> str:
+def _cost(options: argparse.Namespace) -> str:
     config = load_config(options.config)
     parts = []
-    for data in sets:
+    for data in load(options.data or committed()):
         with progress(f"cost {data.name}") as tell:
             parts.append(asyncio.run(cost.run(data, config=config, turns=options.turns, tell=tell)))
     measured = cost.effective(config)
@@ -142,9 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     try:
-        sets = load(options.data or committed())
-        options.out.mkdir(parents=True, exist_ok=True)
-        print(options.run(options, sets), end="")
+        report.make_folder(options.out)
+        print(options.run(options), end="")
     except (StrataError, OSError) as error:
         print(f"python -m evals: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | InvalidInput) else 1

@@ -39,7 +39,8 @@ class Exchange(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One replayed turn. All numbers but `turn` (its place in the conversation) are tokens."""
+    """One replayed turn. All numbers but `turn` (counted from 1 in its conversation) and
+    `seconds` (of `accept` and `context`) are tokens."""
 
     turn: int
     first_of_session: bool
@@ -51,6 +52,13 @@ class Step(NamedTuple):
     last_messages: int
     degraded: tuple[str, ...]
     seconds: float
+
+
+class _Place(NamedTuple):
+    """`turn` counts from 1 in its conversation."""
+
+    turn: int
+    first_of_session: bool
 
 
 class _History:
@@ -147,11 +155,15 @@ async def _replay(
     history = _History(strata.counter)
     turn = 0
     for session_id, part in plan.items():
+        asked = False
         for exchange in part:
             step = None
             if exchange.question and exchange.answer:
                 turn += 1
-                step = await _turn(strata, user, session_id, exchange, history, turn)
+                ask = Ask(user=user, session_id=session_id, question=exchange.question)
+                place = _Place(turn, first_of_session=not asked)
+                step = await _turn(strata, ask, exchange.answer, history, place)
+                asked = True
             else:
                 await _record(strata, user, session_id, exchange)
             history.say(session_id, *exchange)
@@ -159,35 +171,27 @@ async def _replay(
             yield step
 
 
-async def _turn(
-    strata: Strata,
-    user: User,
-    session_id: str,
-    exchange: Exchange,
-    history: _History,
-    turn: int,
-) -> Step:
-    ask = Ask(user=user, session_id=session_id, question=exchange.question)
+async def _turn(strata: Strata, ask: Ask, answer: str, history: _History, place: _Place) -> Step:
     started = time.perf_counter()
     accepted = await strata.memory.accept(ask)
     try:
         context = await strata.memory.context(accepted)
         seconds = time.perf_counter() - started
-        await strata.memory.finish(accepted, exchange.answer, status="done", context=context)
+        await strata.memory.finish(accepted, answer, status="done", context=context)
     finally:
         strata.memory.abandon(accepted)
     receipt = context.receipt
     layers = layer_tokens(receipt)
     frame = layers["system"] + layers["question"]
     return Step(
-        turn=turn,
-        first_of_session=history.session(session_id) == 0,
+        turn=place.turn,
+        first_of_session=place.first_of_session,
         prompt=receipt.used_tokens,
         layers=layers,
         stable_prefix=receipt.stable_prefix_tokens,
         all_history=frame + history.all(),
-        session_history=frame + history.session(session_id),
-        last_messages=frame + history.last(session_id, LAST_MESSAGES),
+        session_history=frame + history.session(ask.session_id),
+        last_messages=frame + history.last(ask.session_id, LAST_MESSAGES),
         degraded=receipt.degraded,
         seconds=seconds,
     )

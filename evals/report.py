@@ -14,9 +14,19 @@ from typing import Any
 import msgspec
 
 from memory import MemoryConfig
+from memory.errors import InvalidInput
 
 # The groups of the configuration that bear on what is measured; stores are temporary ones.
 CONFIG_GROUPS = {"budget", "window", "recall", "embedding"}
+
+
+def make_folder(folder: Path) -> None:
+    """Raises InvalidInput when reports cannot go there; known before anything is measured."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot be made: {error.strerror} (name a folder that can be written)"
+        raise InvalidInput(f"--out {folder}", problem) from error
 
 
 def report(
@@ -40,7 +50,6 @@ def _written(value: Any) -> Any:
 
 def write(folder: Path, content: dict[str, Any], tables: Callable[[dict[str, Any]], str]) -> str:
     """Write report.json and report.md into `folder`; returns the latter's text."""
-    folder.mkdir(parents=True, exist_ok=True)
     encoded = msgspec.json.format(msgspec.json.encode(content), indent=2)
     (folder / "report.json").write_bytes(encoded + b"\n")
     text = tables(content)
@@ -49,7 +58,6 @@ def write(folder: Path, content: dict[str, Any], tables: Callable[[dict[str, Any
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.writelines(line + b"\n" for line in lines)
 
@@ -129,14 +137,15 @@ def _cost_facts(data: dict[str, Any]) -> str:
     stable, summary, latency = data["stable_prefix"], data["summary_versions"], data["latency_ms"]
     return "\n".join(
         [
-            f"- {data['turns']} turns in {data['sessions']} sessions of {data['conversations']} "
-            f"conversations ({'all turns' if limit is None else f'at most {limit} each'})",
+            f"- turns {data['turns']}, sessions {data['sessions']}, conversations "
+            f"{data['conversations']} "
+            f"({'whole' if limit is None else f'at most {limit} turns of each'})",
             f"- reusable prefix: {stable['share']} % of the prompt on average, "
             f"{stable['share_within_session']} % from a session's second turn on "
             f"({stable['none']} of these turns had none)",
             f"- {_degraded(data)}",
-            f"- summary: {summary['total']} versions in {summary['sessions_with']} sessions, "
-            f"{summary['max']} at most in one",
+            f"- sessions with a summary {summary['sessions_with']}, versions {summary['total']}, "
+            f"at most {summary['max']} in one",
             f"- accept and context: {latency['p50']} ms (p99 {latency['p99']} ms)",
             f"- embedding {data['embedding']}; tokens "
             f"{'estimated' if data['estimated'] else 'counted by the model’s encoding'}",

@@ -173,7 +173,8 @@ class _Draft:
 
     def context(self, budget: BudgetConfig, must_cut: bool) -> Context:
         material = self.material
-        marks = _marks(self.messages[:-1])
+        bare = ChatMessage("system", _system_text(material.system, ""))
+        marks = [*_marks([bare]), *_marks(self.messages[:-1])]
         receipt = Receipt(
             budget_tokens=budget.context_tokens,
             used_tokens=self.used_tokens,
@@ -187,7 +188,7 @@ class _Draft:
         return Context(
             messages=self.messages,
             receipt=receipt,
-            prefix_marks=(marks[0], marks[-1]),
+            prefix_marks=(marks[0], marks[1], marks[-1]),
             recall_block=self.packed.text,
         )
 
@@ -243,10 +244,11 @@ class _Draft:
         return tuple(drop for drop in found if drop.count > 0)
 
     def _stable_tokens(self, marks: Sequence[str]) -> int:
-        """Tokens of the longest run of whole messages that the previous prompt began with."""
+        """Tokens of the longest run of whole parts that the previous prompt began with."""
         stable = 0
-        costs = [self.system_tokens + self.summary_tokens, *self.costs]
-        for mark, tokens in zip(marks, _running_sums(costs), strict=True):
+        # After the system text alone, after the summary in it, after each message of the window.
+        sums = _running_sums([self.system_tokens, self.summary_tokens, *self.costs])
+        for mark, tokens in zip(marks, sums, strict=True):
             if mark in self.material.previous_marks:
                 stable = tokens
         return stable

@@ -79,11 +79,12 @@ def read_lines(path: Path, *, user: str) -> Iterator[Batch]:
             number += 1
             if not raw.strip():
                 continue
-            if len(raw) > MAX_LINE_BYTES:
-                raise InvalidInput(f"line {number}", f"longer than {MAX_LINE_BYTES} bytes")
             try:
+                if len(raw) > MAX_LINE_BYTES:
+                    raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
                 line = decoder.decode(raw)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                created_at = aware(line.created_at)
+            except (ValueError, OverflowError) as error:  # msgspec's and Unicode's are ValueErrors
                 if pending:
                     yield Batch(user, session, pending, f"line {first}")
                 raise InvalidInput(f"line {number}", str(error)) from error
@@ -96,7 +97,7 @@ def read_lines(path: Path, *, user: str) -> Iterator[Batch]:
                 Incoming(
                     role=line.role,
                     content=line.content,
-                    created_at=aware(line.created_at),
+                    created_at=created_at,
                     speaker=line.speaker,
                     id=line.id,
                 )

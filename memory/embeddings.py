@@ -76,6 +76,11 @@ class DenseModel:
         return self._loaded.identity if self._loaded else ""
 
     @property
+    def english_only(self) -> bool:
+        """Whether its vectors mean little in other languages (known of the shipped model)."""
+        return self._config.path is None and self._config.name == DEFAULT_EMBEDDING
+
+    @property
     def dimensions(self) -> int:
         return self._loaded.dimensions if self._loaded else 0
 

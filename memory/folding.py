@@ -84,6 +84,9 @@ class Folding:
             session = await self._store.session(key)
             if session is None or session.erasing:
                 return
+            if session.summary.text and session.summary.expires_at <= now():
+                await self.refold(session)
+                continue
             turns = plan(
                 await self._turns_after(session),
                 window_tokens=self._config.budget.window_tokens,
@@ -101,19 +104,19 @@ class Folding:
         tokens = 0
         moment = now()
         while tokens < enough:
-            after = turns[-1].last_seq if turns else covered
-            page = await self._store.range(session.key, after=after, limit=PAGE)
-            turns += [turn for turn in page if turn.expires_at > moment]
-            tokens += sum(turn_tokens(turn, self._counter) for turn in page)
+            page = await self._store.range(session.key, after=covered, limit=PAGE)
+            living = [turn for turn in page if turn.expires_at > moment]
+            turns += living
+            tokens += sum(turn_tokens(turn, self._counter) for turn in living)
             if len(page) < PAGE:
                 break
+            covered = page[-1].last_seq
         return turns
 
     async def _fold(self, session: Session, turns: Sequence[Turn]) -> None:
         budget = self._config.budget
         old = session.summary
-        alive = old.expires_at > now()
-        text, retired, degraded = (old.text, old.retired, False) if alive else ("", 0, False)
+        text, retired, degraded = old.text, old.retired, False
         messages = []
         for run in passes(turns, max_tokens=budget.context_tokens // 2, counter=self._counter):
             messages += run
@@ -135,7 +138,7 @@ class Folding:
             retired=retired,
             tokens=self._counter.count(text),
             degraded=degraded,
-            expires_at=min(expires, old.expires_at) if alive and old.text else expires,
+            expires_at=min(expires, old.expires_at) if old.text else expires,
         )
         kept, _ = extract(statements(messages), budget_tokens=self._room(), counter=self._counter)
         segment = Segment(
@@ -187,7 +190,11 @@ class Folding:
             current = await self._store.session(session.key)
             if current is None or current.erasing:
                 return
+            if current.created_at != session.created_at:  # erased, and begun by the same name
+                return
             if current.summary.version != session.summary.version:
+                return
+            if summary.expires_at <= now():  # a part of it expired while it was written
                 return
             if segment is not None:
                 await self._store.put_segment(segment)

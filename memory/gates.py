@@ -36,7 +36,7 @@ class SessionGates:
         gate = self._gates.setdefault(key, _Gate())
         gate.users += 1
         try:
-            if not gate.lock.locked():
+            if gate.users == 1:  # a lock that was just freed may be promised to who waits
                 await gate.lock.acquire()
                 return
             if wait_seconds <= 0:

@@ -15,7 +15,8 @@ _FUNCTION_WORDS = {
     "english": "the and is are was were you i my we they what when where who how did does do of to "
     "it that this have has with for not your about there which would can which's it's i'm don't",
     "german": "der die das und ist ich nicht ein eine einen mein meine meinen wir sie war mit auf "
-    "für von wie wo wann wer habe hat dem den sich auch aber heißt welche gibt über bin",
+    "für von wie wo wann wer habe hat dem den sich auch aber heißt welche gibt über bin wird im zu "
+    "bei nach welchem welcher warum",
     "french": "le la les et est je une des mon ma mes nous vous il elle que qui dans pour pas avec "
     "sur quand où quel quelle comment j'ai c'est du au suis était mais ce",
     "spanish": "el la los las y es yo un una mi mis nosotros que quién en para no con por cuándo "

@@ -11,12 +11,15 @@ import msgspec
 from memory.config import MemoryConfig
 from memory.erasing import Erasing
 from memory.errors import NotFound
-from memory.lifetimes import ended, session_expiry
+from memory.lifetimes import ended, session_expiry, title_of
 from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
 from memory.projection import Projection
 from memory.recall import Recall
 from memory.rereading import reread
 from memory.stores.base import TurnStore
+
+
+EXPIRED_PAGE = 20
 
 
 class Memories(NamedTuple):
@@ -72,9 +75,10 @@ class Library:
         """The session, repaired from its turns. Raises NotFound."""
         key = session_key(user.key, session_id)
         session = await self._projection.session(key)
-        if session is None or self._has_ended(session):
+        living = await self._living(session) if session is not None else None
+        if living is None:
             raise NotFound("session")
-        return session
+        return living
 
     async def sessions(
         self, user: User, *, before: tuple[datetime, str] | None, limit: int
@@ -83,12 +87,26 @@ class Library:
         await self._projection.refresh(user.key)
         found = await self._store.sessions(user.key, before=before, limit=limit + 1)
         last = found[limit - 1] if len(found) > limit else None
-        page = [session for session in found[:limit] if not self._has_ended(session)]
+        page = [living for session in found[:limit] if (living := await self._living(session))]
         return page, (last.updated_at, last.key) if last else None
 
-    def _has_ended(self, session: Session) -> bool:
-        empty = session.last_seq < session.first_seq
-        return empty or ended(session, None, now(), self._config.ttl.session)
+    async def _living(self, session: Session) -> Session | None:
+        """The session without what has expired in it but was not swept yet; None if that is all,
+        or if its own time is over."""
+        moment = now()
+        if ended(session, None, moment, self._config.ttl.session):
+            return None
+        title, after = session.title, session.first_seq - 1
+        while turns := await self._store.range(session.key, after=after, limit=EXPIRED_PAGE):
+            for turn in turns:
+                if turn.expires_at > moment:
+                    return msgspec.structs.replace(
+                        session, first_seq=turn.seq, title=title or title_of(turn)
+                    )
+                if title == title_of(turn):
+                    title = ""
+            after = turns[-1].last_seq
+        return None
 
     async def change(self, user: User, session_id: str, changes: Mapping[str, Any]) -> Session:
         """Set `title`, `metadata`, `ttl_seconds`. Raises NotFound."""

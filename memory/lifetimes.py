@@ -9,6 +9,8 @@ import msgspec
 
 from memory.models import NEVER, Session, Summary, Turn, session_key
 
+TITLE_CHARACTERS = 60
+
 
 def expiry_of(moment: datetime, ttl: float | str) -> datetime:
     """`moment` + `ttl` seconds; NEVER for "session" and for what lies beyond the calendar."""
@@ -54,4 +56,11 @@ def begun_anew(session: Session, last_seq: int) -> Session:
         first_seq=last_seq + 1,
         last_seq=last_seq,
         summary=Summary(version=session.summary.version + 1, covers_through=last_seq),
+        expires_at=NEVER,
     )
+
+
+def title_of(turn: Turn) -> str:
+    """A title without a model call: the first characters of the first message."""
+    texts = [message.content for message in turn.messages if message.content]
+    return " ".join(texts[0].split())[:TITLE_CHARACTERS] if texts else ""

@@ -219,7 +219,7 @@ class Memory:
             turns=[turn for turn in turns if turn.status != "running"],
             recalled=recalled,
             degraded=degraded,
-            previous_marks=turns[-1].prefix_marks if turns else (),
+            previous_marks=next((t.prefix_marks for t in reversed(turns) if t.prefix_marks), ()),
         )
         return assemble(material, budget=ask.budget or self._config.budget, counter=self.counter)
 
@@ -315,28 +315,34 @@ class Memory:
             name: turn.messages[0].id
             for name, turn in (await self._store.by_idempotency(user.key, names)).items()
         }
+        stored: dict[int, str] = {}  # ids by place in `messages`, also of tries that lost a race
         for _race in range(_RACES):
             _, loaded = await self._load(user, session_id)
             seq = last_seq(loaded)
             fresh: list[Turn] = []
-            ids: list[str] = []
-            for incoming in messages:
+            places: list[int] = []
+            ids = dict(stored)
+            for place, incoming in enumerate(messages):
                 name = f"m{key}:{incoming.id}" if incoming.id is not None else None
+                if place in stored:
+                    continue
                 if name in known:
-                    ids.append(known[name])
+                    ids[place] = known[name]
                     continue
                 turn = self._recorded_turn(user, session_id, key, seq + len(fresh) + 1, incoming)
                 fresh.append(turn)
-                ids.append(turn.messages[0].id)
+                places.append(place)
+                ids[place] = turn.messages[0].id
                 if name is not None:
-                    known[name] = ids[-1]
+                    known[name] = ids[place]
             inserted = await self._store.append(fresh)
+            stored.update((place, ids[place]) for place in places[:inserted])
             if inserted == len(fresh):
                 return Recorded(
-                    accepted=len(fresh),
-                    duplicates=len(messages) - len(fresh),
+                    accepted=len(stored),
+                    duplicates=len(messages) - len(stored),
                     last_seq=seq + len(fresh),
-                    message_ids=tuple(ids),
+                    message_ids=tuple(ids[place] for place in range(len(messages))),
                 )
             again = await self._store.by_idempotency(user.key, names)
             known = {name: turn.messages[0].id for name, turn in again.items()}
@@ -380,10 +386,15 @@ class Memory:
     async def _load(
         self, user: User, session_id: str, *, restart: bool = True
     ) -> tuple[Session, Loaded]:
-        """The session as it counts now, and its newest turns. With `restart`, a session that
-        ended begins anew in the store too."""
+        """The session as it counts now, and its newest turns. With `restart` (for who holds its
+        gate), a turn left running is ended, and a session that ended begins anew in the store.
+        """
         key = session_key(user.key, session_id)
         loaded = await self._store.load(key)
+        if restart and loaded.turns and loaded.turns[0].status == "running":
+            # The session's gate is ours, so whoever wrote this turn has given it up.
+            await self._store.save(_interrupted(loaded.turns[0]))
+            loaded = await self._store.load(key)
         session = loaded.session
         if session is None:
             return new_session(user.key, session_id, now()), loaded
@@ -424,6 +435,11 @@ class Memory:
 def last_seq(loaded: Loaded) -> int:
     newest = loaded.turns[0].last_seq if loaded.turns else 0
     return max(newest, loaded.session.last_seq if loaded.session else 0)
+
+
+def _interrupted(turn: Turn) -> Turn:
+    answer = turn.assistant and msgspec.structs.replace(turn.assistant, status="interrupted")
+    return msgspec.structs.replace(turn, status="interrupted", assistant=answer)
 
 
 def _window_turns(session: Session, loaded: Loaded) -> list[Turn]:

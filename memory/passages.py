@@ -19,7 +19,11 @@ PIECE_CHARACTERS = 400
 TAIL_CHARACTERS = 100
 
 _NAMESPACE = uuid.UUID("5d0c2c1e-6f0e-5a39-9a43-6d2f0f3f7a10")
-_SENTENCE_END = re.compile(r"\n+|(?<=[.!?…])\s+|(?<=[。！？])")
+# Not after "17." of a German date, nor after the commonest short forms.
+_SENTENCE_END = re.compile(
+    r"\n+|(?<=[.!?…])(?<!\b\d\.)(?<!\b\d\d\.)(?<!\b[DMS][rst]\.)(?<!\bMrs\.)(?<!\bNr\.)\s+"
+    r"|(?<=[。！？])"
+)
 _MONTHS = (
     "january february march april may june july august september october november december"
 ).split()
@@ -36,7 +40,7 @@ def cut(text: str) -> list[Span]:
         return [Span(0, len(text))]
     spans: list[Span] = []
     start = end = 0
-    for sentence in _sentences(text):
+    for sentence in sentences(text, longest=PIECE_CHARACTERS):
         if end > start and sentence.end - start > PIECE_CHARACTERS:
             spans.append(Span(start, end))
             start = sentence.start
@@ -53,15 +57,15 @@ def cut(text: str) -> list[Span]:
     return spans
 
 
-def _sentences(text: str) -> list[Span]:
-    """Sentences and lines, none longer than a piece (a longer one is cut at a space)."""
+def sentences(text: str, *, longest: int) -> list[Span]:
+    """Sentences and lines, none longer than `longest` characters (else cut at a space)."""
     found: list[Span] = []
     start = 0
     for match in (*_SENTENCE_END.finditer(text), None):
         end = match.start() if match else len(text)
-        while end - start > PIECE_CHARACTERS:
-            space = text.rfind(" ", start + 1, start + PIECE_CHARACTERS)
-            split = space if space > start else start + PIECE_CHARACTERS
+        while end - start > longest:
+            space = text.rfind(" ", start + 1, start + longest)
+            split = space if space > start else start + longest
             found.append(Span(start, split))
             start = split + (1 if space > start else 0)
         if text[start:end].strip():

@@ -24,7 +24,7 @@ from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailab
 from memory.folding import Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import Payload, Point, VectorIndex
-from memory.lifetimes import new_session, session_expiry
+from memory.lifetimes import new_session, session_expiry, title_of
 from memory.models import Message, Session, Turn, now
 from memory.passages import cut, dense_key, lexical_key, point_id
 from memory.question import name_hashes
@@ -37,7 +37,6 @@ BATCH_TURNS = 100
 NEIGHBOUR_TURNS = 3  # enough to find the previous passage and its own previous one
 FLUSH_SECONDS = 5.0
 FLUSH_POINTS = 500
-TITLE_CHARACTERS = 60
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
@@ -229,8 +228,7 @@ class Projection:
         title = session.title
         if not title:
             first = await self._store.range(key, after=session.first_seq - 1, limit=1)
-            texts = [m.content for t in first for m in t.messages if m.content]
-            title = " ".join(texts[0].split())[:TITLE_CHARACTERS] if texts else ""
+            title = title_of(first[0]) if first else ""
         changes = {
             "title": title,
             "last_seq": newest.last_seq,
@@ -248,22 +246,23 @@ class Projection:
             session.lexical_through, session.dense_through
         )
         if self._index is None:
-            through = await self._finished_through(key, progress.settled)
+            through = await self._finished_through(key, progress.lexical)
+            worked = through > progress.lexical
             progress.lexical = progress.dense = through
-            worked = through > progress.settled
         else:
             worked = await self._index_batch(self._index, key, progress)
             worked = await self._embed_batch(self._index, key, progress) or worked
         through = progress.lexical
         if self._model.state == "ready":
             through = min(through, progress.dense)
-        worked = worked or through > progress.settled
         progress.news = worked
-        progress.settled = max(through, progress.settled)
-        if worked:
+        if through > progress.settled:
+            # Even without new work: a crash may have come between watermark and settling.
+            progress.settled = through
             self._progress[key] = progress
             if self._unflushed_since is None:
                 self._unflushed_since = time.monotonic()
+        if worked:
             self._folding.request(key)
         return worked
 

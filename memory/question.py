@@ -34,6 +34,11 @@ _MONTH_FIRST = re.compile(
     rf"\b({_MONTH})\b\.? (\d{{1,2}})(?:st|nd|rd|th)?\b(?!\d),?(?: (\d{{4}}))?", re.IGNORECASE
 )
 _MONTH_YEAR = re.compile(rf"\b({_MONTH})\b\.?,? (?:of )?(\d{{4}})\b", re.IGNORECASE)
+_ASSISTANT_ELSEWHERE = re.compile(
+    r"\b(?:hast|hattest) du\b|\blaut dir\b|\bdein(?:en?|em|er)? (?:rat|tipps?|vorschlag|vorschläge|"
+    r"empfehlung(?:en)?|antwort)\b|你(?:之前|上次|曾经?)?(?:给我)?(?:建议|推荐|说|提|告诉|教)",
+    re.IGNORECASE,
+)
 _ASSISTANT = re.compile(
     r"\b(?:did|have|had|were|was) you\b|\byou (?:said|told|gave|recommend\w*|suggest\w*|"
     r"mention\w*|advise\w*|explain\w*|propose\w*|list\w*|wrote|provided|showed|described)\b|"
@@ -41,6 +46,9 @@ _ASSISTANT = re.compile(
     r"\b(?:the|an?) assistant\b",
     re.IGNORECASE,
 )
+
+
+DENSE_CHARACTERS = 1000
 
 
 class Mention(NamedTuple):
@@ -59,6 +67,7 @@ class Question(NamedTuple):
     names: frozenset[str]
     dates: tuple[Mention, ...]
     asks_assistant: bool
+    english: bool = True
 
 
 def name_hash(user: str, name: str) -> str:
@@ -79,12 +88,17 @@ def read(text: str, *, user: str, speakers: frozenset[str]) -> Question:
         word: hashed for word in _name_like(text) if (hashed := name_hash(user, word)) in speakers
     }
     dense = _first_person(text, names) if english else text
+    if len(dense) > DENSE_CHARACTERS:
+        # A model reads no more than about this, and takes long for it; the question itself
+        # stands at the beginning of a pasted text or at its end.
+        dense = f"{dense[: DENSE_CHARACTERS // 2]} {dense[-DENSE_CHARACTERS // 2 :]}"
     return Question(
         text=text,
         dense=dense,
         names=frozenset(names.values()),
         dates=_dates(text, english=english),
-        asks_assistant=bool(english and _ASSISTANT.search(text)),
+        asks_assistant=bool((_ASSISTANT if english else _ASSISTANT_ELSEWHERE).search(text)),
+        english=english,
     )
 
 

@@ -22,6 +22,9 @@ from memory.indexes.base import VectorIndex
 from memory.question import read
 from memory.scoring import Candidate, rescore
 
+# Of the deadline: what is left is for the search itself, by words if the vector is late.
+EMBEDDING_SHARE = 0.7
+
 log = structlog.get_logger("strata.recall")
 
 
@@ -55,21 +58,35 @@ class Recall:
         seconds = self._config.deadline if deadline is None else deadline
         try:
             async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-                return await self._search(self._index, question, user, now, session)
+                return await self._search(
+                    self._index, question, user, now, session, seconds * EMBEDDING_SHARE
+                )
         except (IndexUnavailable, TimeoutError) as error:
             log.warning("recall.failed", error=type(error).__name__, detail=str(error)[:200])
             return Ranked([], ("recall",))
+        except Exception as error:  # an index may return anything: that costs recall, no answer
+            log.error("recall.crashed", error=type(error).__name__)
+            return Ranked([], ("recall",))
 
     async def _search(
-        self, index: VectorIndex, text: str, user: str, now: datetime, session: str | None
+        self,
+        index: VectorIndex,
+        text: str,
+        user: str,
+        now: datetime,
+        session: str | None,
+        embedding_seconds: float,
     ) -> Ranked:
         question = read(text, user=user, speakers=await index.speakers(user))
         degraded: tuple[str, ...] = ()
         vector = None
         try:
-            vector = await self._model.query(question.dense)
-        except EmbeddingUnavailable:
-            degraded = ("embedding",)
+            async with asyncio.timeout(
+                None if math.isinf(embedding_seconds) else embedding_seconds
+            ):
+                vector = await self._model.query(question.dense)
+        except (EmbeddingUnavailable, TimeoutError):
+            degraded = ("embedding",)  # what words find is better than nothing
         hits = await index.search(
             user=user,
             session=session,
@@ -78,4 +95,5 @@ class Recall:
             limit=self._config.candidates,
             now=now,
         )
-        return Ranked(rescore(hits, question, self._config), degraded)
+        english = self._model.english_only
+        return Ranked(rescore(hits, question, self._config, english_model=english), degraded)

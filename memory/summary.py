@@ -11,17 +11,20 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from memory.language import split_unspaced, words
 from memory.models import Message, Turn
-from memory.passages import speaker_of, written_day
+from memory.passages import sentences, speaker_of, written_day
 from memory.tokens import TokenCounter, cut_middle
 from memory.window import living, turn_tokens
 
 FOLD_AT = 0.85
 
-_SENTENCE = re.compile(r"\n+|(?<=[.!?…])\s+|(?<=[。！？])")
-_MARK = re.compile(r"\d[\d.,:/-]*\d|\d|(?<=[\w,;:’'\"(-] )[A-ZÀ-ÖØ-ÞА-Я][\w’'-]+")
+_MARK = re.compile(
+    r"\d[\d.,:/-]*\d|\d"  # numbers, dates, times
+    r"|(?<=[\w,;:’'\"(-] )[A-ZÀ-ÖØ-ÞА-Я][\w’'-]+"  # names inside a sentence
+    r"|[零〇一二两三四五六七八九十百千万]+(?=[年月日号天周点岁元块楼位])"
+)
 _DAY_LINE = re.compile(r"\d{1,2} [A-Z][a-z]+ \d{4}:")
-_WORD = re.compile(r"\w+")
 _REFUSAL = re.compile(
     r"\W*(?:(?:i['’]m|i am|we['’]re|we are)?\s*(?:very |so )?(?:sorry|afraid|unable|not able)\b"
     r"|(?:i|we)\s+(?:can(?:not|['’]t| not)|won['’]t|will not|must decline)\b|as an ai\b)",
@@ -81,15 +84,13 @@ def statements(messages: Sequence[Message]) -> list[Statement]:
     for message in messages:
         day = f"{written_day(message.created_at.date())}:"
         name = message.speaker or speaker_of(message).capitalize()
-        for sentence in _SENTENCE.split(message.content):
-            sentence = " ".join(sentence.split())
-            if len(_WORD.findall(sentence)) < 2 or sentence.endswith(("?", "？")):
+        for start, end in sentences(message.content, longest=MAX_STATEMENT_CHARACTERS):
+            sentence = " ".join(message.content[start:end].split())
+            if len(words(split_unspaced(sentence))) < 2 or sentence.endswith(("?", "？")):
                 continue
-            for start in range(0, len(sentence), MAX_STATEMENT_CHARACTERS):
-                piece = sentence[start : start + MAX_STATEMENT_CHARACTERS]
-                marks = marks_of(piece)
-                if marks or message.role == "user" or message.speaker:
-                    found.append(Statement(day, f"{name}: {piece}", marks))
+            marks = marks_of(sentence)
+            if marks or message.role == "user" or message.speaker:
+                found.append(Statement(day, f"{name}: {sentence}", marks))
     return found
 
 

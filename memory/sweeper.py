@@ -6,6 +6,7 @@ Reads have hidden it since its moment came; this makes it gone. Every step can b
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import structlog
 
@@ -15,7 +16,7 @@ from memory.errors import StrataError
 from memory.folding import Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
-from memory.lifetimes import begun_anew
+from memory.lifetimes import begun_anew, ended, title_of
 from memory.models import now
 from memory.projection import Projection
 from memory.stores.base import TurnStore
@@ -61,14 +62,16 @@ class Sweeper:
     async def _sweep_sessions(self) -> int:
         deleted = 0
         for session in await self._store.ended_sessions(before=now()):
+            loaded = await self._store.load(session.key, limit=1)
+            newest = loaded.turns[0] if loaded.turns else None
+            if not ended(session, newest, now(), self._config.ttl.session):
+                continue  # it goes on; its document does not know of the newest turn yet
             if session.erasing or self._config.ttl.memory == "session":
                 deleted += await self._erasing.erase_session(user=session.user_key, key=session.key)
                 continue
             # Its turns live on as memory; what was this conversation's own ends.
             async with self._locks.of(session.key):
-                loaded = await self._store.load(session.key, limit=1)
-                newest = loaded.turns[0].last_seq if loaded.turns else session.last_seq
-                fresh = begun_anew(session, newest)
+                fresh = begun_anew(session, newest.last_seq if newest else session.last_seq)
                 await self._store.drop_segments(session.key)
                 await self._store.change_session(
                     session.key,
@@ -82,15 +85,21 @@ class Sweeper:
         return deleted
 
     async def _sweep_turns(self) -> int:
-        moment = now()
+        # Index points expire in whole seconds; a turn must not go before its points.
+        moment = now().replace(microsecond=0)
         keys = await self._store.expired_sessions(before=moment)
         if not keys:
             return 0
         if self._index is not None:
             await self._index.delete_expired(moment)
             await self._index.flush()
+        titles: dict[str, str] = {}
         for key in keys:
             await self._hide_summary(key)
+            session = await self._store.session(key)
+            if session is not None:
+                first = await self._store.range(key, after=session.first_seq - 1, limit=1)
+                titles[key] = title_of(first[0]) if first else ""
         deleted = await self._store.delete_expired(before=moment)
         for key in keys:
             async with self._locks.of(key):
@@ -101,7 +110,10 @@ class Sweeper:
                     continue
                 session = await self._store.session(key)
                 if session is not None and session.first_seq < left[0].seq:
-                    await self._store.change_session(key, {"first_seq": left[0].seq})
+                    changes: dict[str, Any] = {"first_seq": left[0].seq}
+                    if session.title == titles.get(key):
+                        changes["title"] = title_of(left[0])
+                    await self._store.change_session(key, changes)
                 await self._projection.respell(left[0])
         log.info("sweep.done", turns=deleted, sessions=len(keys))
         return deleted

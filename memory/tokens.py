@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,8 +57,14 @@ class TiktokenCounter:
     def __init__(self, *, estimated: bool) -> None:
         self.estimated = estimated
         self._encode = _load_encoding().encode_ordinary
+        # System texts with their summaries come again turn after turn; small ones are quicker
+        # to count than to look up, and large ones would fill the memory.
+        self._remembered = lru_cache(maxsize=64)(self._count)
 
     def count(self, text: str) -> int:
+        return self._remembered(text) if 600 <= len(text) <= 20_000 else self._count(text)
+
+    def _count(self, text: str) -> int:
         return len(self._encode(text))
 
 

@@ -57,12 +57,24 @@ def _openai(config: ModelConfig, name: str) -> BaseChatModel:
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
 
-    return ChatOpenAI(
+    class Chat(ChatOpenAI):
+        """Hands the messages over as they are. The SDK else walks each one by its type hints to
+        rename fields, of which none is renamed: 0.3 ms a message, on the event loop."""
+
+        def _get_request_payload(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            payload: dict[str, Any] = super()._get_request_payload(*args, **kwargs)
+            ready = {**(payload.get("extra_body") or {}), "messages": payload["messages"]}
+            return {**payload, "messages": [], "extra_body": ready}
+
+    return Chat(
         model=name,
         base_url=config.base_url or "https://api.openai.com/v1",
         api_key=config.key or SecretStr("none"),
         stream_usage=True,
         max_retries=config.max_retries,
+        # Its wait_for swallows a cancellation that comes with a chunk (Python 3.11); the deadlines
+        # are kept below.
+        stream_chunk_timeout=None,
         timeout=Timeout(_finite(max(config.first_token_timeout, config.gap_timeout))),
     )
 
@@ -114,6 +126,7 @@ async def stream_answer(
     loop = asyncio.get_running_loop()
     turn_ends = loop.time() + config.turn_timeout
     wait = config.first_token_timeout
+    ended = False
     try:
         async with aclosing(stream) as chunks:  # type: ignore[type-var]  # it is a generator
             while True:
@@ -121,13 +134,17 @@ async def stream_answer(
                 async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
                     chunk = await anext(chunks, None)
                 if chunk is None:
-                    return
+                    break
                 text = _text(chunk.content)
                 if text:
                     wait = config.gap_timeout
-                yield Piece(text, _usage(chunk), chunk.response_metadata.get("finish_reason"))
+                finish_reason = chunk.response_metadata.get("finish_reason")
+                ended = ended or finish_reason is not None
+                yield Piece(text, _usage(chunk), finish_reason)
     except Exception as error:  # openai, httpx and langchain have no common base
         raise ModelFailed(_failure(error)) from error
+    if not ended:
+        raise ModelFailed(TurnError("model_error", "the model's answer broke off", True))
 
 
 def _call_options(options: Options, answer_tokens: int) -> dict[str, Any]:

@@ -160,6 +160,8 @@ class Producer:
             answer_tokens=(self._ask.budget or self._settings.budget).answer_tokens,
             config=self._settings.model,
         ):
+            if self._stop is not None:
+                raise asyncio.CancelledError  # some library on the way has swallowed it
             self.usage = piece.usage or self.usage
             self.finish_reason = piece.finish_reason or self.finish_reason
             text = storable(piece.text)

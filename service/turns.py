@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import structlog
@@ -12,6 +13,8 @@ from litestar.di import NamedDependency
 from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
+from litestar.response.streaming import ASGIStreamingResponse
+from litestar.types import Receive, Send
 
 from memory import Ask, User
 from memory.errors import NotFound, Stopping
@@ -37,6 +40,7 @@ _ERROR_STATUS = {
     "shutting_down": 503,
     "erased": 409,
 }
+CLIENT_LEFT = 499  # nobody reads it; it stands in the access log
 _SSE = "text/event-stream"
 _SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 EVENTS = ResponseSpec(
@@ -45,6 +49,33 @@ EVENTS = ResponseSpec(
     generate_examples=False,
     description="accepted, context, token…, then done or error (stream), or the turn as JSON",
 )
+
+
+class _ClosingResponse(ASGIStreamingResponse):
+    """Closes its iterator when the client has left; else that waits for the garbage collector."""
+
+    async def send_body(self, send: Send, receive: Receive) -> None:
+        try:
+            await super().send_body(send, receive)
+        finally:
+            assert isinstance(self.iterator, AsyncGenerator)
+            await self.iterator.aclose()
+
+
+class EventStream(Stream):
+    """Server-sent events that are encoded already."""
+
+    def __init__(self, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, media_type=_SSE, headers=_SSE_HEADERS)
+
+    def to_asgi_response(self, *_: Any, **given: Any) -> ASGIStreamingResponse:
+        assert isinstance(self.iterator, AsyncGenerator)
+        return _ClosingResponse(
+            iterator=self.iterator,
+            headers=self.headers,
+            media_type=self.media_type,
+            status_code=given.get("status_code"),
+        )
 
 
 class Turns(Controller):
@@ -85,8 +116,9 @@ class Turns(Controller):
             services, user, session_id, data, started=request.scope["state"].get("started")
         )
         if streamed:
-            return Stream(producer.read(), media_type=_SSE, headers=_SSE_HEADERS)
-        await producer.wait()
+            return EventStream(producer.read())
+        if not await _ended_before_leaving(producer, request):
+            return Response(b"", status_code=CLIENT_LEFT)
         return Response(json_turn(producer, session_id, data))
 
     @get("/turns/{turn_id:str}", summary="One turn, with its receipt")
@@ -111,6 +143,23 @@ def wants_stream(asked: bool | None, accept: str | None) -> bool:
     if "*/*" in named or "text/*" in named:
         return True
     raise Problem(406, "Accept must name text/event-stream or application/json")
+
+
+async def _ended_before_leaving(producer: Producer, request: StrictRequest) -> bool:
+    """Wait for the turn as one of its readers, for as long as the client does."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = {asyncio.create_task(producer.wait()), asyncio.create_task(left())}
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return producer.finished
 
 
 async def begin_turn(
