@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import structlog
 
-from evals import cost, recall, report
+from evals import bench, cost, recall, report
 from evals.datasets import committed, load
 from evals.progress import progress
 from memory import MemoryConfig
@@ -74,6 +75,15 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--turns", type=at_least_one, metavar="N", help="turns of each conversation (default: all)"
     )
+
+    command = _command(commands, "bench", _bench, "latency, memory and start-up of the service")
+    command.add_argument(
+        "--rounds",
+        type=at_least_one,
+        default=40,
+        metavar="N",
+        help="short and long sessions compared (default: 40)",
+    )
     return main_parser
 
 
@@ -93,12 +103,12 @@ def _command(
         metavar="DIR",
         help=f"where the reports go (default: out/{name})",
     )
-    command.add_argument("--config", type=Path, metavar="FILE", help="strata.toml")
     command.set_defaults(run=run)
     return command
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, metavar="FILE", help="strata.toml")
     command.add_argument(
         "--data",
         type=Path,
@@ -136,6 +146,16 @@ def _cost(options: argparse.Namespace) -> str:
     return report.write(
         options.out, report.report(options.command, measured, parts), report.cost_tables
     )
+
+
+def _bench(options: argparse.Namespace) -> str:
+    figures = asyncio.run(
+        bench.run(rounds=options.rounds, tell=lambda line: print(line, file=sys.stderr))
+    )
+    text = bench.table(figures)
+    report.write_lines(options.out / "bench.jsonl", [msgspec.json.encode(f) for f in figures])
+    (options.out / "bench.md").write_text(text, "utf-8")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
-USER_TEXT = (
-    "On day {n} I walked {n} steps with Biscuit along the river, met Anna from the bakery and "
-    "we talked about her plans to open a second shop near station number {n}."
-)
+from evals.datasets import committed
+from memory.conversations import load_conversations
+
 ANSWER = (
     "That sounds like a good walk. A second shop is a big step for Anna; the place near the "
     "station will bring her many early guests, and Biscuit will not mind another bakery."
@@ -71,6 +70,7 @@ async def run(*, rounds: int, tell: Callable[[str], None]) -> list[Figures]:
 async def _measure(index: str, rounds: int, tell: Callable[[str], None]) -> Figures:
     with tempfile.TemporaryDirectory(prefix="strata-bench-") as name:
         folder = Path(name)
+        texts = user_texts()
         fsync = fsync_ms(folder)
         async with (
             _model_server(folder) as model_url,
@@ -79,28 +79,28 @@ async def _measure(index: str, rounds: int, tell: Callable[[str], None]) -> Figu
             async with httpx.AsyncClient(base_url=service.url, timeout=60, trust_env=False) as http:
                 tell(f"index {index}: filling a session of {LONG_MESSAGES} messages")
                 for n in range(BASELINE_TURNS):
-                    await _turn(http, "long", n, f"fill-{n}")
+                    await _turn(http, texts, "long", n, f"fill-{n}")
                 await _quiet(http)
                 before = _rss_kb(service.process.pid)
                 for n in range(BASELINE_TURNS, LONG_MESSAGES // 2):
-                    await _turn(http, "long", n, f"fill-{n}")
+                    await _turn(http, texts, "long", n, f"fill-{n}")
                 await _quiet(http)
                 tell(f"index {index}: {rounds} rounds, short and long session in turns")
                 turns = SHORT_MESSAGES // 2
                 n = LONG_MESSAGES // 2
                 for round_ in range(rounds):
                     for turn in range(turns - 1):
-                        await _turn(http, f"short-{round_}", turn, "warm")
+                        await _turn(http, texts, f"short-{round_}", turn, "warm")
                     await _quiet(http)
-                    await _turn(http, f"short-{round_}", turns, f"short-{round_}")
-                    await _turn(http, "long", n, f"long-{round_}")
+                    await _turn(http, texts, f"short-{round_}", turns, f"short-{round_}")
+                    await _turn(http, texts, "long", n, f"long-{round_}")
                     n += 1
                 fresh = time.perf_counter()
-                await _turn(http, "fresh", 0, "fresh")
+                await _turn(http, texts, "fresh", 0, "fresh")
                 fresh = time.perf_counter() - fresh
                 tell(f"index {index}: on to {MEMORY_TURNS} turns")
                 while n < MEMORY_TURNS:
-                    await _turn(http, "long", n, f"fill-{n}")
+                    await _turn(http, texts, "long", n, f"fill-{n}")
                     n += 1
                 await _quiet(http)
                 grown = _rss_kb(service.process.pid) - before
@@ -201,10 +201,24 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-async def _turn(http: httpx.AsyncClient, session: str, n: int, request_id: str) -> None:
+def user_texts() -> list[str]:
+    """What the user of the committed English conversation says: varied, as people talk."""
+    data = next(path for path in committed() if path.stem == "small_en")
+    return [
+        turn.text
+        for conversation in load_conversations(data)
+        for session in conversation.sessions
+        for turn in session.turns
+        if turn.role == "user"
+    ]
+
+
+async def _turn(
+    http: httpx.AsyncClient, texts: list[str], session: str, n: int, request_id: str
+) -> None:
     response = await http.post(
         f"/v1/sessions/{session}/turns",
-        json={"message": USER_TEXT.format(n=n), "stream": False},
+        json={"message": f"{texts[n % len(texts)]} ({n})", "stream": False},
         headers={"X-Request-Id": request_id},
     )
     response.raise_for_status()

@@ -237,7 +237,7 @@ class _Draft:
             Dropped("summary", "budget", int(hidden)),
             Dropped("window", "budget", missing),
             Dropped("window", "cut", int(must_cut and bool(counted))),
-            Dropped("recall", "in_window", len(known)),
+            Dropped("recall", "in_window", material.recalled.in_window + len(known)),
             Dropped("recall", "budget", self.packed.left_out),
             Dropped("recall", "gone", material.recalled.gone),
         )

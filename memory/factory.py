@@ -184,8 +184,10 @@ async def _load_model(strata: Strata) -> None:
         await model.load()
         if model.state == "ready" and index is not None:
             fresh = await index.use_model(model.identity, model.dimensions)
+            # First, so that no watermark of the old model is committed over the reset.
+            strata.projection.model_ready(reset=fresh)
             await strata.store.unsettle_dense(reset=fresh)
-            strata.projection.model_ready()
+            strata.projection.model_ready(reset=fresh)
     except StrataError as error:
         model.state, model.reason = "failed", str(error)
     finally:

@@ -18,7 +18,6 @@ from memory.recall import Recall
 from memory.rereading import reread
 from memory.stores.base import TurnStore
 
-
 EXPIRED_PAGE = 20
 
 
@@ -27,6 +26,22 @@ class Memories(NamedTuple):
 
     items: list[Recollection]
     degraded: tuple[str, ...]
+
+
+async def living(store: TurnStore, session: Session, moment: datetime) -> Session | None:
+    """The session without its messages that have expired by `moment`, be they swept or not; None
+    if those are all. A title that was taken from one of them is taken anew."""
+    title, after = session.title, session.first_seq - 1
+    while turns := await store.range(session.key, after=after, limit=EXPIRED_PAGE):
+        for turn in turns:
+            if turn.expires_at > moment:
+                return msgspec.structs.replace(
+                    session, first_seq=turn.seq, title=title or title_of(turn)
+                )
+            if title == title_of(turn):
+                title = ""
+        after = turns[-1].last_seq
+    return None
 
 
 class Library:
@@ -75,10 +90,10 @@ class Library:
         """The session, repaired from its turns. Raises NotFound."""
         key = session_key(user.key, session_id)
         session = await self._projection.session(key)
-        living = await self._living(session) if session is not None else None
-        if living is None:
+        lives = await self._living(session) if session is not None else None
+        if lives is None:
             raise NotFound("session")
-        return living
+        return lives
 
     async def sessions(
         self, user: User, *, before: tuple[datetime, str] | None, limit: int
@@ -87,26 +102,15 @@ class Library:
         await self._projection.refresh(user.key)
         found = await self._store.sessions(user.key, before=before, limit=limit + 1)
         last = found[limit - 1] if len(found) > limit else None
-        page = [living for session in found[:limit] if (living := await self._living(session))]
+        page = [lives for session in found[:limit] if (lives := await self._living(session))]
         return page, (last.updated_at, last.key) if last else None
 
     async def _living(self, session: Session) -> Session | None:
-        """The session without what has expired in it but was not swept yet; None if that is all,
-        or if its own time is over."""
+        """The session as its living messages have it; None without any, or when it has ended."""
         moment = now()
         if ended(session, None, moment, self._config.ttl.session):
             return None
-        title, after = session.title, session.first_seq - 1
-        while turns := await self._store.range(session.key, after=after, limit=EXPIRED_PAGE):
-            for turn in turns:
-                if turn.expires_at > moment:
-                    return msgspec.structs.replace(
-                        session, first_seq=turn.seq, title=title or title_of(turn)
-                    )
-                if title == title_of(turn):
-                    title = ""
-            after = turns[-1].last_seq
-        return None
+        return await living(self._store, session, moment)
 
     async def change(self, user: User, session_id: str, changes: Mapping[str, Any]) -> Session:
         """Set `title`, `metadata`, `ttl_seconds`. Raises NotFound."""
@@ -156,7 +160,6 @@ class Library:
             ranked,
             store=self._store,
             user=user.key,
-            current_session="",
             budget_tokens=10**9,
             ttl=self._config.ttl,
         )

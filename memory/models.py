@@ -262,8 +262,10 @@ class Recollection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recalled(msgspec.Struct, frozen=True):
-    """The outcome of a search: what was found, what was refused on re-reading, what failed."""
+    """The outcome of a search: what was found; how many were refused on re-reading (`gone`) or
+    stand in the window already; what failed."""
 
     items: tuple[Recollection, ...] = ()
     gone: int = 0
+    in_window: int = 0
     degraded: tuple[str, ...] = ()

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from memory import window
 from memory.config import BudgetConfig, MemoryConfig
 from memory.context import Material, assemble, check_question
 from memory.errors import InvalidInput, SessionBusy, StoreUnavailable, TurnLost
@@ -122,16 +123,16 @@ class Memory:
         """
         budget = ask.budget or self._config.budget
         check_question(ask.question, ask.system, budget, self.counter)
-        recalled = asyncio.create_task(self._recalled(ask))
+        inside, recalled = self._begin_recall(ask)
         try:
             at_once = self._gates.is_free(ask.key)
             await self._gates.acquire(ask.key, wait_seconds=self._config.session.wait)
             if not at_once:
                 # What was found before the wait does not know the turns that ended meanwhile.
                 recalled.cancel()
-                recalled = asyncio.create_task(self._recalled(ask))
+                inside, recalled = self._begin_recall(ask)
             try:
-                session, turns, turn = await self._insert(ask)
+                session, turns, turn = await self._insert(ask, inside)
             except BaseException:
                 self._gates.release(ask.key)
                 raise
@@ -141,9 +142,13 @@ class Memory:
         self._wake(ask.key)
         return Accepted(ask=ask, turn=turn, session=session, turns=turns, recalled=recalled)
 
-    async def _insert(self, ask: Ask) -> tuple[Session, Sequence[Turn], Turn]:
+    async def _insert(
+        self, ask: Ask, inside: asyncio.Future[frozenset[str]]
+    ) -> tuple[Session, Sequence[Turn], Turn]:
         for _race in range(_RACES):
             session, loaded = await self._load(ask.user, ask.session_id)
+            if not inside.done():
+                inside.set_result(self._shown(ask, _window_turns(session, loaded)))
             turn = self._new_turn(ask, last_seq(loaded) + 1)
             if await self._store.append([turn]):
                 return session, _window_turns(session, loaded), turn
@@ -196,10 +201,14 @@ class Memory:
         """What a turn would send now; nothing is stored, an unknown session is an empty one."""
         budget = ask.budget or self._config.budget
         check_question(ask.question, ask.system, budget, self.counter)
-        (session, loaded), recalled = await asyncio.gather(
-            self._load(ask.user, ask.session_id, restart=False), self._recalled(ask)
-        )
-        return self._assemble(ask, session, _window_turns(session, loaded), recalled)
+        inside, recalled = self._begin_recall(ask)
+        try:
+            session, loaded = await self._load(ask.user, ask.session_id, restart=False)
+            turns = _window_turns(session, loaded)
+            inside.set_result(self._shown(ask, turns))
+            return self._assemble(ask, session, turns, await recalled)
+        finally:
+            recalled.cancel()
 
     def plain(self, ask: Ask) -> Context:
         """The context of a stateless call: system text and question alone."""
@@ -408,7 +417,21 @@ class Memory:
                 await self._store.drop_segments(key)
         return session, loaded
 
-    async def _recalled(self, ask: Ask) -> Recalled:
+    def _begin_recall(
+        self, ask: Ask
+    ) -> tuple[asyncio.Future[frozenset[str]], asyncio.Task[Recalled]]:
+        """The search beside the read of the session; it is told what the window will show."""
+        inside: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
+        return inside, asyncio.create_task(self._recalled(ask, inside))
+
+    def _shown(self, ask: Ask, turns: Sequence[Turn]) -> frozenset[str]:
+        """The ids of the messages that the window will most likely hold."""
+        finished = [turn for turn in turns if turn.status != "running"]
+        room = (ask.budget or self._config.budget).window_tokens
+        chosen, _ = window.select(finished, budget_tokens=room, counter=self.counter)
+        return frozenset(m.id for turn in chosen for m in window.living(turn))
+
+    async def _recalled(self, ask: Ask, inside: asyncio.Future[frozenset[str]]) -> Recalled:
         budget = ask.budget or self._config.budget
         if ask.recall == "none" or budget.recall_tokens == 0:
             return Recalled()
@@ -424,7 +447,7 @@ class Memory:
                 ranked,
                 store=self._store,
                 user=ask.user.key,
-                current_session=ask.key,
+                inside=await inside,
                 budget_tokens=budget.recall_tokens,
                 ttl=self._config.ttl,
             )

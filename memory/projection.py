@@ -99,9 +99,10 @@ class Projection:
         progress = self._progress.get(key)
         return progress is not None and not progress.news
 
-    def model_ready(self) -> None:
-        """Dense vectors can be made from now on."""
+    def model_ready(self, *, reset: bool) -> None:
+        """Dense vectors can be made from now on; with `reset`, those of before are void."""
         for progress in self._progress.values():
+            progress.dense = 0 if reset else progress.dense
             progress.settled = min(progress.settled, progress.dense)
         self._woken.set()
 
@@ -250,8 +251,15 @@ class Projection:
             worked = through > progress.lexical
             progress.lexical = progress.dense = through
         else:
-            worked = await self._index_batch(self._index, key, progress)
-            worked = await self._embed_batch(self._index, key, progress) or worked
+            reached = progress.lexical
+            try:
+                worked = await self._index_batch(self._index, key, progress)
+                worked = await self._embed_batch(self._index, key, progress) or worked
+            except (IndexUnavailable, EmbeddingUnavailable):
+                if progress.lexical > reached:
+                    self._keep(key, progress)
+                self._folding.request(key)  # a summary needs neither
+                raise
         through = progress.lexical
         if self._model.state == "ready":
             through = min(through, progress.dense)
@@ -259,12 +267,16 @@ class Projection:
         if through > progress.settled:
             # Even without new work: a crash may have come between watermark and settling.
             progress.settled = through
-            self._progress[key] = progress
-            if self._unflushed_since is None:
-                self._unflushed_since = time.monotonic()
+            self._keep(key, progress)
         if worked:
             self._folding.request(key)
         return worked
+
+    def _keep(self, key: str, progress: _Progress) -> None:
+        """To be committed with the next flush."""
+        self._progress[key] = progress
+        if self._unflushed_since is None:
+            self._unflushed_since = time.monotonic()
 
     async def _finished_through(self, key: str, after: int) -> int:
         turns = await self._store.range(key, after=after, limit=BATCH_TURNS)
@@ -282,7 +294,13 @@ class Projection:
         earlier, new = _passages(reversed(before)), _passages(turns)
         line = [*earlier, *new]
         with_dense = self._model.state == "ready" and progress.dense == progress.lexical
-        vectors = await self._embed(new) if with_dense else [None] * len(new)
+        vectors: Sequence[list[float] | None] = [None] * len(new)
+        failure = None
+        if with_dense:
+            try:
+                vectors = await self._embed(new)
+            except EmbeddingUnavailable as error:  # words can be found already
+                with_dense, failure = False, error
         points = [
             Point(_point_id(p), self._payload(p), _sparse(line, position), vector)
             for position, (p, vector) in enumerate(
@@ -298,6 +316,8 @@ class Projection:
         if with_dense:
             progress.dense = progress.lexical
         self._unflushed_points += len(points)
+        if failure is not None:
+            raise failure
         return True
 
     async def _embed_batch(self, index: VectorIndex, key: str, progress: _Progress) -> bool:

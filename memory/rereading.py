@@ -18,7 +18,7 @@ from memory.stores.base import TurnStore
 
 # How many tokens of candidates are read for each token of budget: some are refused, some do not
 # fit where a shorter one does.
-SLACK = 2.0
+SLACK = 1.5
 LINE_TOKENS = 4
 MAX_TURNS = 400
 
@@ -28,12 +28,14 @@ async def reread(
     *,
     store: TurnStore,
     user: str,
-    current_session: str,
     budget_tokens: int,
     ttl: TtlConfig,
+    inside: frozenset[str] = frozenset(),
 ) -> Recalled:
-    """The best candidates as recollections with the store's own text. Raises StoreUnavailable."""
-    chosen = _enough(ranked.candidates, current_session, budget_tokens * SLACK)
+    """The best candidates as recollections with the store's own text, without the messages that
+    are `inside` the window. Raises StoreUnavailable."""
+    outside = [c for c in ranked.candidates if c.payload["message"] not in inside]
+    chosen = _enough(outside, budget_tokens * SLACK)
     moment = now()
     ids = list({turn_of(c.payload["message"]): None for c in chosen})
     turns = await store.turns(ids, now=moment) if ids else {}
@@ -62,7 +64,8 @@ async def reread(
                 lexical_rank=candidate.lexical_rank,
             )
         )
-    return Recalled(tuple(items), gone, ranked.degraded)
+    in_window = len(inside & {c.payload["message"] for c in ranked.candidates})
+    return Recalled(tuple(items), gone, in_window, ranked.degraded)
 
 
 def _message(turn: Turn | None, candidate: Candidate, user: str) -> Message | None:
@@ -75,20 +78,15 @@ def _message(turn: Turn | None, candidate: Candidate, user: str) -> Message | No
     return None
 
 
-def _enough(
-    candidates: Iterable[Candidate], current_session: str, tokens: float
-) -> list[Candidate]:
-    """The best candidates whose texts fill `tokens`. Those of the current session may stand in
-    the window already, so as much again is read of them."""
+def _enough(candidates: Iterable[Candidate], tokens: float) -> list[Candidate]:
+    """The best candidates whose texts fill `tokens`."""
     chosen: list[Candidate] = []
     turns: set[str] = set()
-    filled = {True: 0.0, False: 0.0}
+    filled = 0.0
     for candidate in candidates:
         turns.add(turn_of(candidate.payload["message"]))
-        current = candidate.payload["session"] == current_session
-        if len(turns) > MAX_TURNS or filled[False] > tokens:
+        if filled > tokens or len(turns) > MAX_TURNS:
             break
-        if filled[current] <= tokens * (1 + current):
-            chosen.append(candidate)
-            filled[current] += candidate.payload["tokens"] + LINE_TOKENS
+        chosen.append(candidate)
+        filled += candidate.payload["tokens"] + LINE_TOKENS
     return chosen

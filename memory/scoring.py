@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from datetime import date
 from typing import NamedTuple
 
@@ -34,7 +34,9 @@ def rescore(
 ) -> list[Candidate]:
     """All candidates of both rankings, best first. `english_model`: the dense scores mean little
     for a question in another language, and count less there."""
-    payloads: dict[str, Features] = {hit.id: hit.payload for hit in (*hits.lexical, *hits.dense)}
+    payloads: dict[Hashable, Features] = {
+        hit.id: hit.payload for hit in (*hits.lexical, *hits.dense)
+    }
     if not payloads:
         return []
     dense_weight = config.dense_weight
@@ -52,7 +54,7 @@ def rescore(
             continue
         score = config.sparse_weight * lexical[point] + dense_weight * dense[point]
         scored.append((score + _boost(payload, question, config), point))
-    scored.sort(key=lambda pair: (-pair[0], pair[1]))
+    scored.sort(key=lambda pair: (-pair[0], *_place(payloads[pair[1]])))
     scored = _spread(scored, payloads, config.repeat_weight)
     bonus = _session_bonus(scored, payloads, config.session_weight)
     candidates = [
@@ -64,11 +66,16 @@ def rescore(
         )
         for score, point in scored
     ]
-    candidates.sort(key=lambda c: (-c.score, c.payload["message"], c.payload["passage"]))
+    candidates.sort(key=lambda c: (-c.score, *_place(c.payload)))
     return candidates
 
 
-def _z_scores(hits: Sequence[Hit], union: Iterable[str]) -> dict[str, float]:
+def _place(payload: Features) -> tuple[str, int]:
+    """Settles ties, so that the same index always ranks alike."""
+    return payload["message"], payload["passage"]
+
+
+def _z_scores(hits: Sequence[Hit], union: Iterable[Hashable]) -> dict[Hashable, float]:
     scores = {hit.id: hit.score for hit in hits}
     lowest = min(scores.values(), default=0.0)
     values = {point: scores.get(point, lowest) for point in union}
@@ -77,7 +84,7 @@ def _z_scores(hits: Sequence[Hit], union: Iterable[str]) -> dict[str, float]:
     return {point: (v - mean) / deviation if deviation else 0.0 for point, v in values.items()}
 
 
-def _above_floor(hits: Hits, floor: float) -> set[str]:
+def _above_floor(hits: Hits, floor: float) -> set[Hashable]:
     """Judged on the raw evidence: the best of nothing also has a high z."""
     return {hit.id for hit in hits.lexical} | {hit.id for hit in hits.dense if hit.score >= floor}
 
@@ -98,8 +105,8 @@ def _boost(payload: Features, question: Question, config: RecallConfig) -> float
 
 
 def _spread(
-    scored: Sequence[tuple[float, str]], payloads: dict[str, Features], weight: float
-) -> list[tuple[float, str]]:
+    scored: Sequence[tuple[float, Hashable]], payloads: dict[Hashable, Features], weight: float
+) -> list[tuple[float, Hashable]]:
     """`weight` less for each better passage of the same message."""
     seen: dict[str, int] = defaultdict(int)
     spread = []
@@ -111,7 +118,7 @@ def _spread(
 
 
 def _session_bonus(
-    scored: Sequence[tuple[float, str]], payloads: dict[str, Features], weight: float
+    scored: Sequence[tuple[float, Hashable]], payloads: dict[Hashable, Features], weight: float
 ) -> dict[str, float]:
     """`weight` × the mean of each session's three best."""
     of_session: dict[str, list[float]] = defaultdict(list)

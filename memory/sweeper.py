@@ -6,7 +6,7 @@ Reads have hidden it since its moment came; this makes it gone. Every step can b
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from datetime import datetime
 
 import structlog
 
@@ -16,7 +16,8 @@ from memory.errors import StrataError
 from memory.folding import Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
-from memory.lifetimes import begun_anew, ended, title_of
+from memory.library import living
+from memory.lifetimes import begun_anew, ended
 from memory.models import now
 from memory.projection import Projection
 from memory.stores.base import TurnStore
@@ -93,13 +94,9 @@ class Sweeper:
         if self._index is not None:
             await self._index.delete_expired(moment)
             await self._index.flush()
-        titles: dict[str, str] = {}
         for key in keys:
             await self._hide_summary(key)
-            session = await self._store.session(key)
-            if session is not None:
-                first = await self._store.range(key, after=session.first_seq - 1, limit=1)
-                titles[key] = title_of(first[0]) if first else ""
+            await self._begin_at_the_living(key, moment)
         deleted = await self._store.delete_expired(before=moment)
         for key in keys:
             async with self._locks.of(key):
@@ -108,15 +105,18 @@ class Sweeper:
                     await self._store.delete_session(key)
                     self._projection.forget(key)
                     continue
-                session = await self._store.session(key)
-                if session is not None and session.first_seq < left[0].seq:
-                    changes: dict[str, Any] = {"first_seq": left[0].seq}
-                    if session.title == titles.get(key):
-                        changes["title"] = title_of(left[0])
-                    await self._store.change_session(key, changes)
                 await self._projection.respell(left[0])
         log.info("sweep.done", turns=deleted, sessions=len(keys))
         return deleted
+
+    async def _begin_at_the_living(self, key: str, moment: datetime) -> None:
+        """Before the turns go, so that what is overwritten here leaves the file with them."""
+        session = await self._store.session(key)
+        lives = await living(self._store, session, moment) if session else None
+        if lives is not None and lives != session:
+            await self._store.change_session(
+                key, {"first_seq": lives.first_seq, "title": lives.title}
+            )
 
     async def _hide_summary(self, key: str) -> None:
         session = await self._store.session(key)

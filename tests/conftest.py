@@ -11,11 +11,11 @@ from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
+from unit.builders import counter as exact
+from unit.builders import opened
 
 from memory import MemoryConfig, Strata, User
 from memory.tokens import TiktokenCounter
-from unit.builders import counter as exact
-from unit.builders import opened
 
 settings.register_profile(
     "strata",

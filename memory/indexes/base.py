@@ -6,7 +6,7 @@ user may see. Every method raises `IndexUnavailable` when the index does not ans
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypedDict
 
@@ -51,7 +51,7 @@ class Point(NamedTuple):
 
 
 class Hit(NamedTuple):
-    id: str
+    id: Hashable
     score: float
     payload: Features
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from uuid import UUID
 
 import qdrant_edge as edge
 
@@ -24,6 +25,9 @@ from memory.sparse import SparseVector
 
 T = TypeVar("T")
 
+# What is kept of the index in memory, at about 0.7 kB a point.
+KNOWN_POINTS = 20_000
+KNOWN_USERS = 1_000
 _SPARSE = "sparse"
 _INDEXED: dict[str, Any] = {
     "user": edge.KeywordIndexParams(is_tenant=True),
@@ -43,6 +47,8 @@ class EdgeIndex:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="edge")
         self._shard: Any = None
         self._dense: str | None = None
+        self._known: dict[int, Features] = {}
+        self._speakers: dict[str, frozenset[str]] = {}
 
     async def open(self) -> bool:
         return await self._on_thread(self._open)
@@ -97,6 +103,10 @@ class EdgeIndex:
                 vectors[self._dense] = point.dense
             made.append(edge.Point(point.id, vectors, cast(dict[str, Any], point.payload)))
         self._update(edge.UpdateOperation.upsert_points(made))
+        for point in points:
+            self._known.pop(UUID(point.id).int, None)
+            if point.payload["speakers"]:
+                self._speakers.pop(point.payload["user"], None)
 
     async def update_sparse(self, vectors: Sequence[tuple[str, SparseVector]]) -> None:
         await self._on_thread(
@@ -145,32 +155,57 @@ class EdgeIndex:
                     limit=limit,
                     query=edge.Query.Nearest(vector, using=name),
                     filter=wanted,
-                    with_payload=FEATURES,
                 )
                 for name, vector in queries
             ]
         )
         results = _guarded(self._shard.query_batch, batch)
+        ranked = [[(p.id, p.score) for p in points] for points in results]
+        features = self._features({point.int: point for points in ranked for point, _ in points})
         found = {
-            name: [Hit(str(p.id), p.score, cast(Features, p.payload)) for p in points]
-            for (name, _), points in zip(queries, results, strict=True)
+            name: [Hit(i.int, score, features[i.int]) for i, score in points if i.int in features]
+            for (name, _), points in zip(queries, ranked, strict=True)
         }
         return Hits(found.get(_SPARSE, []), found.get(self._dense or "", []))
 
+    def _features(self, points: dict[int, UUID]) -> dict[int, Features]:
+        """What ranking needs of these points. Reading it takes longer than the search itself,
+        and it never changes: so that of the last points is kept, by the number of their id
+        (which hashes ten times as fast as the id)."""
+        known = self._known
+        if missing := [points[number] for number in points.keys() - known.keys()]:
+            for record in _guarded(self._shard.retrieve, missing, FEATURES, False):
+                known[record.id.int] = cast(Features, record.payload)
+        features = {number: known[number] for number in points if number in known}
+        if len(known) > KNOWN_POINTS:
+            known.clear()
+        return features
+
     async def speakers(self, user: str) -> frozenset[str]:
+        if user not in self._speakers:
+            if len(self._speakers) > KNOWN_USERS:
+                self._speakers.clear()
+            self._speakers[user] = self._count_speakers(user)
+        return self._speakers[user]
+
+    def _count_speakers(self, user: str) -> frozenset[str]:
         wanted = edge.Filter(must=[_equals("user", user)])
         request = edge.FacetRequest("speakers", limit=100, filter=wanted)
         return frozenset(hit.value for hit in _guarded(self._shard.facet, request).hits)
 
     async def delete_session(self, *, user: str, session: str) -> None:
+        self._speakers.pop(user, None)
         await self._delete(_equals("user", user), _equals("session", session))
 
     async def delete_messages(self, *, user: str, messages: Sequence[str]) -> None:
+        self._speakers.pop(user, None)
         if messages:
             any_of = edge.FieldCondition(key="message", match=edge.MatchAny(list(messages)))
             await self._delete(_equals("user", user), any_of)
 
     async def delete_expired(self, before: datetime) -> None:
+        self._speakers.clear()
+        self._known.clear()
         gone = edge.RangeFloat(lte=before.timestamp())
         await self._delete(edge.FieldCondition(key="expires_at", range=gone))
 

@@ -68,6 +68,7 @@ class SqliteStore:
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-read")
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._write_failed = False
 
     async def open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -111,6 +112,8 @@ class SqliteStore:
 
     async def ping(self) -> None:
         await self._read(lambda db: db.execute("SELECT 1").fetchone())
+        if self._write_failed:  # a full disk can be read all the same
+            await self._transaction(lambda db: db.execute("PRAGMA user_version = 1"))
 
     async def load(self, session_key: str, *, limit: int = PAGE) -> Loaded:
         def work(db: sqlite3.Connection) -> Loaded:
@@ -431,7 +434,13 @@ class SqliteStore:
     async def _write(self, work: Callable[[], T]) -> T:
         # A write that has begun is waited for even when the caller is cancelled: whether it was
         # committed must not be a guess.
-        return await asyncio.shield(asyncio.ensure_future(self._on(self._write_thread, work)))
+        def tracked() -> T:
+            self._write_failed = True
+            result = work()
+            self._write_failed = False
+            return result
+
+        return await asyncio.shield(asyncio.ensure_future(self._on(self._write_thread, tracked)))
 
     async def _on(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 import memory
 from memory import tokens
 from memory.models import ChatMessage
-from memory.tokens import EstimatedCounter, TiktokenCounter, count_messages, cut_middle, load_counter
+from memory.tokens import (
+    EstimatedCounter,
+    TiktokenCounter,
+    count_messages,
+    cut_middle,
+    load_counter,
+)
 from unit.texts import any_text
 
 ROOT = Path(memory.__file__).parent.parent

@@ -1,0 +1,513 @@
+"""One suite over every TurnStore: what memory/stores/base.py promises."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from unit.builders import NOON, SESSION, USER, dialogue, turn
+
+from memory.errors import StoreUnavailable
+from memory.lifetimes import new_session
+from memory.models import (
+    NEVER,
+    Dropped,
+    Layers,
+    Receipt,
+    Segment,
+    Session,
+    Summary,
+    Turn,
+    TurnError,
+    User,
+    session_key,
+)
+from memory.stores.base import TurnStore
+from memory.stores.sqlite import SqliteStore
+
+OTHER = User("acme", "oskar")
+KEY = session_key(USER.key, SESSION)
+MINUTE = timedelta(minutes=1)
+
+Opener = Callable[[], TurnStore]
+
+
+@pytest.fixture(params=["sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+    """Makes a store that is not open yet; each call means the same data."""
+    makers: dict[str, Opener] = {"sqlite": lambda: SqliteStore(tmp_path / "data" / "strata.db")}
+    return makers[request.param]
+
+
+@pytest.fixture
+async def store(make: Opener) -> AsyncIterator[TurnStore]:
+    opened = make()
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+def seqs(turns: Sequence[Turn]) -> list[int]:
+    return [t.seq for t in turns]
+
+
+def running(seq: int = 1, **more: object) -> Turn:
+    return turn("question", "", seq=seq, status="running", **more)  # type: ignore[arg-type]
+
+
+def finished(running_turn: Turn, answer: str = "answer") -> Turn:
+    assert running_turn.assistant is not None
+    message = msgspec.structs.replace(running_turn.assistant, content=answer, status="done")
+    return msgspec.structs.replace(running_turn, status="done", assistant=message, receipt=RECEIPT)
+
+
+RECEIPT = Receipt(
+    budget_tokens=100, used_tokens=7, estimated=False, layers=Layers(),
+    dropped=(Dropped("window", "budget", 2),), degraded=("recall",), prefix_hash="ab",
+    stable_prefix_tokens=3,
+)  # fmt: skip
+
+
+def session(id_: str = SESSION, user: User = USER, **changes: object) -> Session:
+    return msgspec.structs.replace(new_session(user.key, id_, NOON), **changes)
+
+
+# --- turns -----------------------------------------------------------------------------------
+
+
+async def test_an_open_store_answers_a_ping(store: TurnStore) -> None:
+    await store.ping()
+
+
+async def test_a_closed_store_is_unavailable(make: Opener) -> None:
+    closed = make()
+    await closed.open()
+    await closed.close()
+    with pytest.raises(StoreUnavailable):
+        await closed.ping()
+    with pytest.raises(StoreUnavailable):
+        await closed.append([turn("x")])
+
+
+async def test_a_turn_comes_back_as_it_was_stored(store: TurnStore) -> None:
+    at = NOON + timedelta(milliseconds=123)
+    whole = msgspec.structs.replace(
+        turn("Grüße 👩‍👩‍👧 \u2028 e\u0301 <|endoftext|>", "我很好", at=at, speaker="Zoë"),
+        metadata={"a": [1, None, {"$gt": "", "x.y": True}]},
+        usage={"prompt_tokens": 3},
+        error=TurnError("model_error", "no", True, 1.5),
+        prefix_marks=("a", "b"),
+        body_hash="cd",
+        attempt=2,
+        until=at + MINUTE,
+        finish_reason="stop",
+        receipt=RECEIPT,
+    )
+    assert await store.append([whole]) == 1
+    assert await store.turn(whole.id, now=NOON) == whole
+
+
+async def test_what_was_appended_survives_a_restart(make: Opener) -> None:
+    turns = dialogue([("one", "two"), ("three", "four")])
+    for n in range(2):
+        opened = make()
+        await opened.open()
+        if n == 0:
+            await opened.append(turns)
+            await opened.put_session(session())
+        else:
+            assert await opened.range(KEY, after=0, limit=9) == turns
+            assert await opened.session(KEY) == session()
+        await opened.close()
+
+
+async def test_inserting_stops_at_the_first_turn_whose_id_is_taken(store: TurnStore) -> None:
+    turns = dialogue([("one", "two"), ("three", "four"), ("five", "six")])
+    assert await store.append([turns[1]]) == 1
+    assert await store.append(turns) == 1
+    assert seqs(await store.range(KEY, after=0, limit=9)) == [1, 3]
+
+
+async def test_inserting_stops_at_the_first_turn_whose_idempotency_is_taken(
+    store: TurnStore,
+) -> None:
+    assert await store.append([turn("one", seq=1, idempotency="k1")]) == 1
+    again = [
+        turn("two", seq=2),
+        turn("three", seq=3, idempotency="k1"),
+        turn("four", seq=4),
+    ]
+    assert await store.append(again) == 1
+    assert seqs(await store.range(KEY, after=0, limit=9)) == [1, 2]
+
+
+async def test_idempotency_belongs_to_one_user(store: TurnStore) -> None:
+    assert await store.append([turn("mine", idempotency="k1")]) == 1
+    assert await store.append([turn("theirs", idempotency="k1", user=OTHER)]) == 1
+    found = await store.by_idempotency(USER.key, ["k1", "k2"])
+    assert {key: t.user.content for key, t in found.items() if t.user} == {"k1": "mine"}
+    assert await store.by_idempotency(USER.key, []) == {}
+
+
+async def test_expired_turns_are_still_known_by_their_idempotency(store: TurnStore) -> None:
+    await store.append([turn("old", idempotency="k1", expires=NOON)])
+    assert list(await store.by_idempotency(USER.key, ["k1"])) == ["k1"]
+
+
+async def test_of_many_that_race_for_one_seq_exactly_one_wins(store: TurnStore) -> None:
+    racers = [turn(f"racer {n}", idempotency=f"k{n}", token=str(n)) for n in range(20)]
+    won = await asyncio.gather(*(store.append([racer]) for racer in racers))
+    assert sorted(won) == [0] * 19 + [1]
+    stored = await store.turn(racers[0].id, now=NOON)
+    assert stored == racers[won.index(1)]
+
+
+async def test_a_running_turn_is_saved_by_its_own_token_alone(store: TurnStore) -> None:
+    mine = running(token="mine")
+    await store.append([mine])
+    assert not await store.save(finished(msgspec.structs.replace(mine, token="zombie")))
+    assert await store.save(msgspec.structs.replace(mine, finish_reason="soon"))
+    assert await store.save(finished(mine))
+    assert await store.turn(mine.id, now=NOON) == finished(mine)
+    assert not await store.save(finished(mine, "late")), "it does not run any more"
+    assert not await store.save(running(99, token="mine")), "there is no such turn"
+
+
+async def test_turns_left_running_are_interrupted_with_their_answers(store: TurnStore) -> None:
+    left, other = running(3), running(user=OTHER)
+    await store.append([turn("one", "two"), left, other])
+    assert await store.interrupt_running() == 2
+    assert await store.interrupt_running() == 0
+    stored = await store.turn(left.id, now=NOON)
+    assert stored is not None
+    assert stored.assistant is not None
+    assert (stored.status, stored.assistant.status) == ("interrupted", "interrupted")
+    assert not await store.save(finished(left))
+
+
+async def test_reads_hide_what_has_expired(store: TurnStore) -> None:
+    old, new = (
+        turn("old", "x", seq=1, expires=NOON + MINUTE),
+        turn("new", "y", seq=3, at=NOON + MINUTE),
+    )
+    await store.append([old, new])
+    for moment, visible in ((NOON, [1, 3]), (NOON + MINUTE, [3])):
+        assert (await store.turn(old.id, now=moment) is not None) == (1 in visible)
+        found = await store.turns([old.id, new.id, "unknown"], now=moment)
+        assert sorted(seqs(list(found.values()))) == visible
+        page = await store.history(KEY, now=moment, before=None, first=1, limit=9)
+        assert seqs(page) == visible[::-1]
+        assert seqs(await store.user_turns(USER.key, now=moment, limit=9)) == visible[::-1]
+    assert await store.turns([], now=NOON) == {}
+
+
+async def test_only_a_single_turn_comes_with_its_receipt(store: TurnStore) -> None:
+    whole = msgspec.structs.replace(turn("one", "two"), receipt=RECEIPT)
+    await store.append([whole])
+    bare = msgspec.structs.replace(whole, receipt=None)
+    assert (await store.turns([whole.id], now=NOON))[whole.id] == bare
+    assert (await store.load(KEY)).turns == [bare]
+    assert await store.history(KEY, now=NOON, before=None, first=1, limit=9) == [bare]
+    assert await store.turn(whole.id, now=NOON) == whole
+
+
+async def test_an_unknown_session_loads_as_nothing(store: TurnStore) -> None:
+    assert await store.load("nobody.nothing") == (None, [])
+    assert await store.session("nobody.nothing") is None
+
+
+async def test_loading_gives_the_newest_turns_back_to_the_summary(store: TurnStore) -> None:
+    turns = dialogue([("q", "a")] * 10, expires=NOON)
+    await store.append(turns)
+    assert seqs((await store.load(KEY)).turns) == list(range(19, 0, -2)), "expired ones included"
+    assert seqs((await store.load(KEY, limit=3)).turns) == [19, 17, 15]
+    for covered, after in ((0, 10), (8, 6), (19, 1), (20, 1)):
+        summary = Summary(version=1, covers_through=covered)
+        await store.put_session(session())
+        await store.change_session(KEY, {"summary": summary})
+        loaded = await store.load(KEY)
+        assert loaded.session is not None
+        assert loaded.session.summary == summary
+        expected = list(range(19, 0, -2))
+        assert seqs(loaded.turns) == expected[: len(loaded.turns)]
+        assert after <= len(loaded.turns) <= after + 1
+
+
+async def test_history_pages_backwards(store: TurnStore) -> None:
+    await store.append(dialogue([("q", "a")] * 5))
+    await store.append(dialogue([("q", "a")], session="other"))
+
+    async def page(before: int | None, first: int = 1, limit: int = 2) -> list[int]:
+        found = await store.history(KEY, now=NOON, before=before, first=first, limit=limit)
+        return seqs(found)
+
+    assert await page(None) == [9, 7]
+    assert await page(7) == [5, 3]
+    assert await page(3) == [1]
+    assert await page(1) == []
+    assert await page(None, first=5, limit=9) == [9, 7, 5]
+
+
+async def test_a_range_goes_forward_and_knows_expired_turns(store: TurnStore) -> None:
+    turns = [
+        turn("q", "a", seq=1, expires=NOON),
+        turn("told", seq=3),
+        turn("q", "a", seq=4),
+        running(6),
+    ]
+    await store.append(turns)
+    for after, expected in ((0, [1, 3, 4, 6]), (1, [1, 3, 4, 6]), (2, [3, 4, 6]), (4, [4, 6]),
+                            (5, [6]), (6, [6]), (7, [])):  # fmt: skip
+        assert seqs(await store.range(KEY, after=after, limit=9)) == expected
+    assert seqs(await store.range(KEY, after=0, limit=2)) == [1, 3]
+
+
+async def test_a_users_turns_are_paged_by_the_time_they_were_said(store: TurnStore) -> None:
+    rng = random.Random(7)
+    mine = [
+        turn("q", "a", seq=1 + 2 * n, at=NOON + rng.randint(0, 3) * MINUTE, session=name)
+        for name in ("one", "two")
+        for n in range(6)
+    ]
+    for name in ("one", "two"):
+        await store.append([t for t in mine if t.session_id == name])
+    await store.append(dialogue([("theirs", "x")] * 3, user=OTHER))
+    expected = sorted(mine, key=lambda t: (t.created_at, t.id), reverse=True)
+
+    found: list[Turn] = []
+    before: tuple[datetime, str] | None = None
+    while True:
+        page = await store.user_turns(USER.key, now=NOON, limit=5, before=before)
+        found += page
+        if len(page) < 5:
+            break
+        before = (page[-1].created_at, page[-1].id)
+    assert found == expected
+
+    since, until = NOON + MINUTE, NOON + 3 * MINUTE
+    within = await store.user_turns(
+        USER.key, now=NOON, limit=99, session_key=session_key(USER.key, "one"), since=since,
+        until=until,
+    )  # fmt: skip
+    assert within == [
+        t for t in expected if t.session_id == "one" and since <= t.created_at < until
+    ]
+
+
+# --- what is pending -------------------------------------------------------------------------
+
+
+async def test_appended_turns_are_pending_oldest_session_first(store: TurnStore) -> None:
+    for n, name in enumerate(("late", "early", "middle")):
+        at = NOON + {"late": 3, "early": 1, "middle": 2}[name] * MINUTE
+        await store.append([turn("q", "a", session=name, at=at)])
+        assert n < 3
+    await store.append([turn("q", "a", user=OTHER, at=NOON)])
+    keys = [session_key(USER.key, name) for name in ("early", "middle", "late")]
+    assert await store.pending() == [session_key(OTHER.key, SESSION), *keys]
+    assert await store.pending(user_key=USER.key) == keys
+    assert await store.pending(limit=2) == [session_key(OTHER.key, SESSION), keys[0]]
+
+
+async def test_a_session_stays_pending_until_all_its_finished_turns_are_settled(
+    store: TurnStore,
+) -> None:
+    await store.append(dialogue([("q", "a")] * 3))
+    await store.settle(KEY, through=3)
+    assert await store.pending() == [KEY]
+    await store.settle(KEY, through=5)
+    assert await store.pending() == [KEY], "the last turn ends at 6"
+    await store.settle(KEY, through=6)
+    assert await store.pending() == []
+
+
+async def test_a_running_turn_is_never_settled(store: TurnStore) -> None:
+    mine = running()
+    await store.append([mine])
+    await store.settle(KEY, through=99)
+    assert await store.pending() == [KEY]
+    await store.save(finished(mine))
+    assert await store.pending() == [KEY], "its answer was not seen by anyone"
+    await store.settle(KEY, through=2)
+    assert await store.pending() == []
+
+
+async def test_unsettling_makes_everything_pending_and_sets_the_watermarks_back(
+    store: TurnStore,
+) -> None:
+    await store.append(dialogue([("q", "a")] * 2))
+    await store.put_session(session(last_seq=4, lexical_through=4, dense_through=4))
+    await store.settle(KEY, through=4)
+    await store.unsettle()
+    assert await store.pending() == [KEY]
+    stored = await store.session(KEY)
+    assert stored is not None
+    assert (stored.lexical_through, stored.dense_through) == (0, 0)
+    await store.settle(KEY, through=2)
+    assert await store.pending() == [KEY], "every turn is pending, not only the newest"
+
+
+@pytest.mark.parametrize(("reset", "back"), [(False, 2), (True, 0)])
+async def test_turns_without_dense_vectors_are_made_pending(
+    store: TurnStore, reset: bool, back: int
+) -> None:
+    for name, dense in (("some", 2), ("all", 4)):
+        key = session_key(USER.key, name)
+        await store.append(dialogue([("q", "a")] * 2, session=name))
+        await store.put_session(session(name, last_seq=4, lexical_through=4, dense_through=dense))
+        await store.settle(key, through=4)
+    await store.unsettle_dense(reset=reset)
+    some, whole = (session_key(USER.key, name) for name in ("some", "all"))
+    assert set(await store.pending()) == ({some, whole} if reset else {some})
+    stored = await store.session(some)
+    assert stored is not None
+    assert (stored.lexical_through, stored.dense_through) == (4, back)
+
+
+# --- sessions --------------------------------------------------------------------------------
+
+
+async def test_a_session_comes_back_as_it_was_stored(store: TurnStore) -> None:
+    whole = session(
+        title="Grüße 👋", updated_at=NOON + MINUTE, first_seq=3, last_seq=8,
+        summary=Summary(text="我", version=2, covers_through=4, retired=1, tokens=9, degraded=True,
+                        expires_at=NOON),
+        lexical_through=6, dense_through=4, facts_through=2, expires_at=NEVER, ttl_seconds=1.5,
+        metadata={"a": {"b": [1, None]}},
+    )  # fmt: skip
+    assert await store.put_session(whole)
+    assert await store.session(KEY) == whole
+
+
+async def test_a_session_is_inserted_once(store: TurnStore) -> None:
+    assert await store.put_session(session(title="first"))
+    assert not await store.put_session(session(title="second"))
+    stored = await store.session(KEY)
+    assert stored is not None
+    assert stored.title == "first"
+
+
+async def test_fields_of_a_session_are_set_and_the_others_stay(store: TurnStore) -> None:
+    assert not await store.change_session(KEY, {"title": "nobody"})
+    assert await store.session(KEY) is None
+    await store.put_session(session(metadata={"a": 1}))
+    assert await store.change_session(KEY, {"title": "new", "last_seq": 4})
+    assert await store.session(KEY) == session(title="new", last_seq=4, metadata={"a": 1})
+
+
+async def test_a_summary_is_replaced_only_from_the_version_that_was_read(store: TurnStore) -> None:
+    await store.put_session(session())
+    rolled = [Summary(text=f"by {n}", version=1, covers_through=2) for n in range(10)]
+    won = await asyncio.gather(
+        *(store.change_session(KEY, {"summary": s}, summary_version=0) for s in rolled)
+    )
+    assert sorted(won) == [False] * 9 + [True]
+    stored = await store.session(KEY)
+    assert stored is not None
+    assert stored.summary == rolled[won.index(True)]
+    assert not await store.change_session(KEY, {"summary": rolled[0]}, summary_version=0)
+    assert await store.change_session(KEY, {"summary": Summary(version=2)}, summary_version=1)
+
+
+async def test_sessions_are_paged_by_their_last_activity(store: TurnStore) -> None:
+    whole = [
+        session(f"s{n}", updated_at=NOON + (n // 2) * MINUTE, erasing=n == 3) for n in range(8)
+    ]
+    for item in whole:
+        await store.put_session(item)
+    await store.put_session(session("theirs", OTHER))
+    living = [item for item in whole if not item.erasing]
+    expected = sorted(living, key=lambda s: (s.updated_at, s.key), reverse=True)
+    first = await store.sessions(USER.key, before=None, limit=4)
+    rest = await store.sessions(USER.key, before=(first[-1].updated_at, first[-1].key), limit=9)
+    assert [*first, *rest] == expected
+
+
+async def test_a_change_moves_a_session_in_the_order(store: TurnStore) -> None:
+    for name in ("a", "b"):
+        await store.put_session(session(name, updated_at=NOON))
+    await store.change_session(session("a").key, {"updated_at": NOON + MINUTE})
+    found = await store.sessions(USER.key, before=None, limit=9)
+    assert [s.session_id for s in found] == ["a", "b"]
+
+
+async def test_ended_sessions_are_those_past_their_time_and_those_being_erased(
+    store: TurnStore,
+) -> None:
+    await store.put_session(session("living", expires_at=NOON + MINUTE))
+    await store.put_session(session("for ever"))
+    await store.put_session(session("over", expires_at=NOON))
+    await store.put_session(session("erased", erasing=True))
+    found = await store.ended_sessions(before=NOON)
+    assert {s.session_id for s in found} == {"over", "erased"}
+    assert len(await store.ended_sessions(before=NOON, limit=1)) == 1
+
+
+# --- segments, deleting ----------------------------------------------------------------------
+
+
+def segment(first: int, text: str = "said", expires: datetime = NEVER, key: str = KEY) -> Segment:
+    return Segment(session_key=key, first_seq=first, last_seq=first + 3, text=text,
+                   expires_at=expires)  # fmt: skip
+
+
+async def test_segments_are_replaced_by_their_first_seq_and_read_in_order(
+    store: TurnStore,
+) -> None:
+    for item in (segment(5), segment(1, "old"), segment(1, "new"), segment(9, expires=NOON)):
+        await store.put_segment(item)
+    await store.put_segment(segment(1, "other session", key="other"))
+    assert await store.segments(KEY, now=NOON) == [segment(1, "new"), segment(5)]
+    await store.drop_segments(KEY)
+    assert await store.segments(KEY, now=NOON) == []
+    assert len(await store.segments("other", now=NOON)) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_deleting_a_session_takes_its_turns_and_segments_and_nobody_elses(
+    store: TurnStore, keep: bool
+) -> None:
+    for user in (USER, OTHER):
+        key = session_key(user.key, SESSION)
+        await store.append(dialogue([("q", "a")] * 3, user=user))
+        await store.put_session(session(user=user))
+        await store.put_segment(segment(1, key=key))
+    assert await store.delete_session(KEY, keep_session=keep) == 3
+    assert await store.range(KEY, after=0, limit=9) == []
+    assert await store.segments(KEY, now=NOON) == []
+    assert (await store.session(KEY) is not None) == keep
+    theirs = session_key(OTHER.key, SESSION)
+    assert len(await store.range(theirs, after=0, limit=9)) == 3
+    assert len(await store.segments(theirs, now=NOON)) == 1
+    assert await store.session(theirs) is not None
+    assert await store.delete_session(KEY) == 0
+
+
+async def test_what_has_expired_is_found_and_deleted(store: TurnStore) -> None:
+    await store.append(
+        [
+            turn("old", "x", seq=1, expires=NOON),
+            turn("new", "y", seq=3, expires=NOON + MINUTE),
+        ]
+    )
+    await store.append([turn("young", session="young")])
+    await store.put_segment(segment(1, expires=NOON))
+    await store.put_segment(segment(5, expires=NOON + MINUTE))
+    assert await store.expired_sessions(before=NOON - MINUTE) == []
+    assert await store.expired_sessions(before=NOON) == [KEY]
+    assert await store.delete_expired(before=NOON) == 1
+    assert seqs(await store.range(KEY, after=0, limit=9)) == [3]
+    assert await store.segments(KEY, now=NOON - MINUTE) == [segment(5, expires=NOON + MINUTE)]
+    assert await store.delete_expired(before=NOON) == 0
+    assert await store.expired_sessions(before=NOON) == []
+
+
+async def test_a_deleted_seq_can_be_used_again(store: TurnStore) -> None:
+    await store.append([turn("first life")])
+    await store.delete_session(KEY)
+    assert await store.append([turn("second life")]) == 1
