@@ -1,0 +1,58 @@
+"""The processes that system tests share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+
+from system.process import Model, Service, modelling, serving
+
+# Without an embedding model a service is up in less than a second.
+BY_WORDS = {"provider": "none"}
+SHORT_DEADLINES = {"first_token_timeout": "700ms", "gap_timeout": "700ms", "turn_timeout": "2s"}
+
+_sessions = count(1)
+
+
+@pytest.fixture(scope="session")
+def model_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with modelling(tmp_path_factory.mktemp("model")) as model:
+        yield model
+
+
+@pytest.fixture
+def model(model_process: Model) -> Model:
+    """The fake model server, answering normally, with an empty log."""
+    model_process.forget()
+    return model_process
+
+
+@pytest.fixture(scope="session")
+def plain(model_process: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service over the fake model with short deadlines; recall is by words."""
+    folder = tmp_path_factory.mktemp("plain")
+    settings = {"model": {**SHORT_DEADLINES, "max_retries": 0}, "embedding": BY_WORDS}
+    with serving(folder, fake=model_process, **settings) as service:
+        yield service
+
+
+@pytest.fixture
+async def client(plain: Service) -> AsyncIterator[httpx.AsyncClient]:
+    """Talks to `plain` as a user of its own."""
+    async with plain.client(f"user{next(_sessions)}") as client:
+        yield client
+
+
+@pytest.fixture
+def session() -> str:
+    """A session id that no other test uses."""
+    return f"session{next(_sessions)}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path

@@ -1,0 +1,250 @@
+"""Real processes for the tests: the service and the fake model server, on loopback, port 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+
+
+def wait_for(check: Callable[[], Any], *, within_seconds: float = 10.0, what: str = "") -> Any:
+    """Poll until `check` returns something true, and return it; fail after the deadline."""
+    deadline = time.monotonic() + within_seconds
+    while True:
+        found = check()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"did not happen in time: {what or check}"
+        time.sleep(0.01)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process' environment without any configuration of Strata, a model or a proxy."""
+    foreign = ("STRATA_", "OPENAI_")
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(foreign) and not name.lower().endswith("_proxy")
+    }
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
+
+
+def variables(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """`{"budget": {"context_tokens": 1}}` as `STRATA_BUDGET__CONTEXT_TOKENS=1`."""
+    return {
+        f"STRATA_{group}__{key}".upper(): str(value)
+        for group, keys in groups.items()
+        for key, value in keys.items()
+    }
+
+
+class Child:
+    """A child process. What it writes to stderr is in `log`; it comes through a pipe, so that
+    limits on the child's files do not touch its log."""
+
+    def __init__(
+        self, arguments: list[str], *, folder: Path, env: Mapping[str, str], log: Path, **more: Any
+    ) -> None:
+        self.log = log
+        self.process = subprocess.Popen(
+            arguments,
+            cwd=folder,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **more,
+        )
+        self._copying = threading.Thread(target=self._copy, daemon=True)
+        self._copying.start()
+
+    def _copy(self) -> None:
+        assert self.process.stderr is not None
+        with self.log.open("ab") as file:
+            while part := os.read(self.process.stderr.fileno(), 65536):
+                file.write(part)
+                file.flush()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: int) -> None:
+        if self.running():
+            self.process.send_signal(number)
+
+    def wait(self, within_seconds: float = STOP_SECONDS) -> int:
+        """The exit code."""
+        code = self.process.wait(within_seconds)
+        self._copying.join(5)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return code
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The JSON lines of its log."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line[:1] == "{"]
+
+
+class Model(Child):
+    """The fake model server."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            [sys.executable, "-m", "evals.fake_openai", "--port", "0"],
+            folder=folder,
+            env=environment(),
+            log=folder / "model.log",
+        )
+        assert self.process.stdout is not None
+        told = self.process.stdout.readline()
+        assert told, self.log.read_text()
+        self.url = f"http://127.0.0.1:{json.loads(told)['port']}"
+        self.client = httpx.Client(base_url=self.url, trust_env=False)
+
+    def mode(self, mode: str = "ok", **more: Any) -> None:
+        self.client.post("/mode", json={"mode": mode, **more}).raise_for_status()
+
+    def requests(self, path: str = "/v1/chat/completions") -> list[dict[str, Any]]:
+        return [r for r in self.client.get("/requests").json() if r["path"] == path]
+
+    def forget(self) -> None:
+        """Answer normally again, with an empty log."""
+        for route in ("chat", "embeddings", "models"):
+            self.mode(route=route)
+        self.client.delete("/requests")
+
+    def stop(self) -> None:
+        self.client.close()
+        self.kill()
+
+
+class Service:
+    """`python -m service serve` in `folder`, configured by `groups`; can be started again."""
+
+    def __init__(
+        self, folder: Path, *, fake: Model | None = None, env: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (), **groups: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        if fake is not None:
+            groups = {**groups, "model": {"base_url": f"{fake.url}/v1", **groups.get("model", {})}}
+        self.folder = folder
+        self.log = folder / "service.log"
+        self.env = environment(**variables(groups), **(env or {}))
+        self._prefix = prefix
+        self.start()
+
+    def start(self) -> None:
+        began = time.monotonic()
+        self.child = Child(
+            [*self._prefix, sys.executable, "-m", "service", "serve", "--port", "0"],
+            folder=self.folder,
+            env=self.env,
+            log=self.log,
+        )
+        told = wait_for(self._told, within_seconds=START_SECONDS, what="serving")
+        self.started_in_seconds = time.monotonic() - began
+        self.url = f"http://127.0.0.1:{told['port']}"
+
+    def _told(self) -> dict[str, Any] | None:
+        assert self.child.running(), f"ended while starting: {self.log.read_text()}"
+        try:
+            told = json.loads((self.folder / ".strata" / "serve.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return told if told["pid"] == self.child.pid else None
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    def client(self, user: str | None = None, **more: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self._options(user, more))
+
+    def sync_client(self, user: str | None = None, **more: Any) -> httpx.Client:
+        return httpx.Client(**self._options(user, more))
+
+    def _options(self, user: str | None, more: dict[str, Any]) -> dict[str, Any]:
+        headers = {"X-User-Id": user} if user else {}
+        return {
+            "base_url": self.url, "headers": headers, "timeout": 30.0, "trust_env": False, **more
+        }  # fmt: skip
+
+    def terminate(self, within_seconds: float = STOP_SECONDS) -> int:
+        self.child.signal(signal.SIGTERM)
+        return self.child.wait(within_seconds)
+
+    def kill(self) -> None:
+        self.child.kill()
+
+    def limit_files(self, size_bytes: int | None) -> None:
+        """No file of the service may grow beyond this (None lifts the limit again)."""
+        soft = resource.RLIM_INFINITY if size_bytes is None else size_bytes
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
+
+    def stored_bytes(self) -> bytes:
+        """Every byte of every file of its data folder."""
+        folder = self.folder / ".strata"
+        return b"\0".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def serving(folder: Path, **options: Any) -> Iterator[Service]:
+    """A service that is gone afterwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    service = Service(folder, **options)
+    try:
+        yield service
+    finally:
+        service.kill()
+
+
+@contextmanager
+def modelling(folder: Path) -> Iterator[Model]:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = Model(folder)
+    try:
+        yield model
+    finally:
+        model.stop()
+
+
+def strata(
+    *arguments: str, folder: Path, text: str = "", within_seconds: float = 60.0,
+    **groups: Mapping[str, Any],
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """One command of the command line, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=folder,
+        env=environment(**variables(groups)),
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=within_seconds,
+        check=False,
+    )

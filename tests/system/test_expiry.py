@@ -1,0 +1,244 @@
+"""R15, S10: what has expired is invisible at once, and after the sweep in no byte on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from system.conftest import BY_WORDS
+from system.process import Model, Service, serving
+from system.streams import answer, ask
+
+CANARY = "Quetzalcoatl"
+
+
+async def until(check: Callable[[], Awaitable[Any]], within_seconds: float = 10.0) -> Any:
+    deadline = time.monotonic() + within_seconds
+    while not (found := await check()):
+        assert time.monotonic() < deadline, "did not happen in time"
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def visible(client: httpx.AsyncClient) -> str:
+    """Everything that any read path tells, as one text."""
+    texts = []
+    for path in (
+        "/v1/sessions",
+        "/v1/sessions/secrets",
+        "/v1/sessions/secrets/messages",
+        "/v1/memories",
+        f"/v1/memories?q={CANARY}",
+        "/v1/memories?q=plan&session_id=secrets",
+    ):
+        texts.append((await client.get(path)).text)
+    for session in ("secrets", "other"):
+        body = {"query": "What is the secret plan?"}
+        response = await client.post(f"/v1/sessions/{session}/context", json=body)
+        texts.append(response.text)
+    return "\n".join(texts)
+
+
+async def indexed(service: Service) -> int:
+    async with service.client() as client:
+        ready = (await client.get("/health/ready")).json()
+    points: int = ready["index"]["points"]
+    return points
+
+
+async def tell_secrets(client: httpx.AsyncClient, service: Service) -> float:
+    """A turn, recorded messages and their index points; returns when the last was recorded."""
+    await answer(client, "secrets", f"The secret plan is called {CANARY}.")
+    messages = [{"role": "user", "content": f"{CANARY} again", "speaker": CANARY, "id": CANARY}]
+    response = await client.post("/v1/sessions/secrets/messages", json={"messages": messages})
+    assert response.status_code == 201
+    told_at = time.monotonic()
+    assert CANARY in await visible(client)
+    return told_at
+
+
+async def test_memories_are_gone_after_their_time_and_swept_from_every_file(
+    model: Model, folder: Path
+) -> None:
+    model.mode("ok", text=f"Noted: {CANARY}.")
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, ttl={"memory": "2s"},
+        projector={"sweep_interval": "500ms", "interval": "50ms"},
+    ) as service:  # fmt: skip
+        async with service.client() as client:
+            await ask(client, "warm", "up", memory=False)
+            told_at = await tell_secrets(client, service)
+            await until(lambda: indexed(service))
+
+            async def gone() -> bool:
+                return CANARY not in await visible(client)
+
+            await until(gone)
+            assert 1.0 < time.monotonic() - told_at < 2.6
+
+            async def swept() -> bool:
+                return CANARY.encode() not in service.stored_bytes()
+
+            await until(swept)
+            assert time.monotonic() - told_at < 5
+
+            async def unindexed() -> bool:
+                return await indexed(service) == 0
+
+            await until(unindexed)
+            assert (await client.get("/v1/sessions/secrets")).status_code == 404
+            assert CANARY not in service.log.read_text()
+            # The session can be used again.
+            model.mode("ok", text="A fresh start.")
+            await answer(client, "secrets", "Hello again")
+
+
+async def test_what_expired_is_invisible_before_any_sweep(model: Model, folder: Path) -> None:
+    """R15: invisible at once, titles (the first words of the first message) included."""
+    model.mode("ok", text=f"Noted: {CANARY}.")
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, ttl={"memory": "2s"},
+        projector={"sweep_interval": "1h", "interval": "50ms"},
+    ) as service:  # fmt: skip
+        async with service.client() as client:
+            await ask(client, "warm", "up", memory=False)
+            await tell_secrets(client, service)
+
+            async def gone() -> bool:
+                return CANARY not in await visible(client)
+
+            await until(gone, within_seconds=4)
+            assert CANARY.encode() in service.stored_bytes(), "nothing was swept yet"
+
+
+async def test_the_title_goes_with_the_message_it_was_taken_from(
+    model: Model, folder: Path
+) -> None:
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, ttl={"memory": "3s"},
+        projector={"sweep_interval": "300ms", "interval": "50ms"},
+    ) as service:  # fmt: skip
+        async with service.client() as client:
+            model.mode("ok", text="Noted.")
+            await answer(client, "secrets", f"{CANARY} is the secret plan")
+            first_at = time.monotonic()
+            await until(lambda: indexed(service))
+
+            async def two_seconds_on() -> bool:
+                return time.monotonic() - first_at > 2
+
+            await until(two_seconds_on)
+            await answer(client, "secrets", "Let us talk about the weather")
+
+            async def gone() -> bool:
+                return CANARY not in await visible(client)
+
+            await until(gone, within_seconds=2.5)
+            session = (await client.get("/v1/sessions/secrets")).json()
+            assert session["title"] == "Let us talk about the weather"
+            assert session["messages"] == 2
+
+            async def swept() -> bool:
+                return CANARY.encode() not in service.stored_bytes()
+
+            await until(swept, within_seconds=2.5)
+
+
+async def test_a_session_ends_after_its_last_activity_and_leaves_memories(
+    model: Model, folder: Path
+) -> None:
+    """API.md: `ttl.session` after the last activity; the memories live on by `ttl.memory`."""
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, ttl={"session": "2s"},
+        projector={"sweep_interval": "500ms", "interval": "50ms"},
+    ) as service:  # fmt: skip
+        async with service.client() as client:
+            model.mode("ok", text="Noted.")
+            await answer(client, "secrets", f"The secret plan is called {CANARY}.")
+            session = (await client.get("/v1/sessions/secrets")).json()
+            assert session["expires_at"] is not None
+            assert (await client.get("/v1/sessions")).json()["sessions"]
+
+            async def ended() -> bool:
+                listed = (await client.get("/v1/sessions")).json()["sessions"]
+                shown = await client.get("/v1/sessions/secrets")
+                return listed == [] and shown.status_code == 404
+
+            await until(ended, within_seconds=4)
+            history = await client.get("/v1/sessions/secrets/messages")
+            assert history.status_code == 404
+            # As memory it lives on, in other sessions …
+            found = (await client.get("/v1/memories", params={"q": CANARY})).json()
+            assert CANARY in found["memories"][0]["content"]
+            context = await client.post("/v1/sessions/new/context", json={"query": "secret plan?"})
+            assert CANARY in context.text
+            # … and the session begins anew, with the next seq.
+            turn = await answer(client, "secrets", "Hello again", recall="none")
+            assert turn["user"]["seq"] == 3
+            assert CANARY not in str(model.requests()[-1]["messages"])
+            session = (await client.get("/v1/sessions/secrets")).json()
+            assert session["messages"] == 2
+            assert session["title"] == "Hello again"
+
+
+async def test_memory_that_lives_with_its_session_goes_with_it(
+    model: Model, folder: Path
+) -> None:
+    """API.md: `ttl.memory` "session"."""
+    model.mode("ok", text="Noted.")
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, ttl={"session": "2s", "memory": "session"},
+        projector={"sweep_interval": "500ms", "interval": "50ms"},
+    ) as service:  # fmt: skip
+        async with service.client() as client:
+            await tell_secrets(client, service)
+
+            async def gone() -> bool:
+                return CANARY not in await visible(client)
+
+            await until(gone, within_seconds=4)
+
+            async def swept() -> bool:
+                return CANARY.encode() not in service.stored_bytes()
+
+            await until(swept)
+
+
+async def test_a_session_can_have_its_own_time(model: Model, folder: Path) -> None:
+    """API.md: PATCH `ttl`."""
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, projector={"sweep_interval": "500ms"}
+    ) as service:
+        async with service.client() as client:
+            await answer(client, "short", "remember me not")
+            await answer(client, "long", "remember me")
+            changed = await client.patch("/v1/sessions/short", json={"ttl": "1s"})
+            assert changed.status_code == 200
+            assert changed.json()["expires_at"] is not None
+
+            async def ended() -> bool:
+                return (await client.get("/v1/sessions/short")).status_code == 404
+
+            await until(ended, within_seconds=4)
+            assert (await client.get("/v1/sessions/long")).status_code == 200
+
+
+async def test_a_deleted_session_leaves_no_byte(model: Model, folder: Path) -> None:
+    """S10, and DELETE of API.md: with everything that came from it."""
+    model.mode("ok", text=f"Noted: {CANARY}.")
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}
+    ) as service:
+        async with service.client() as client:
+            await tell_secrets(client, service)
+            await until(lambda: indexed(service))
+            assert (await client.delete("/v1/sessions/secrets")).status_code == 200
+            assert CANARY not in await visible(client)
+            assert await indexed(service) == 0
+            assert CANARY.encode() not in service.stored_bytes()
+            assert (await client.delete("/v1/sessions/secrets")).status_code == 404

@@ -1,0 +1,106 @@
+"""The README is true: its commands run, and its outputs are what they print."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from system.process import ROOT, Service, environment, serving, wait_for
+
+README = (ROOT / "README.md").read_text("utf-8")
+BLOCK = re.compile(r"<!-- (\w+) -->\n```\w+\n(.*?)```\n(?:```\n(.*?)```)?", re.DOTALL)
+
+
+def _blocks(kind: str) -> list[tuple[str, str]]:
+    found = [(commands, output) for name, commands, output in BLOCK.findall(README) if name == kind]
+    assert found, f"the README holds no block marked {kind}"
+    return found
+
+
+def _run(command: str, service: Service) -> str:
+    here = command.replace("localhost:8000", service.url.removeprefix("http://"))
+    done = subprocess.run(
+        ["sh", "-c", f"{here} --silent --show-error --fail"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+def _events(output: str) -> list[tuple[str, Any]]:
+    """(name, shape of the data); what is said, with its date left open."""
+    pairs = re.findall(r"^event: (\w+)\n(?:id: .*\n)?data: (.*)$", output, re.MULTILINE)
+    return [(name, _shape(json.loads(data))) for name, data in pairs]
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shape(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shape(part) for part in value]
+    if isinstance(value, str):
+        return re.sub(r"\d+|January|February|March|April|May|June|July|August|September|October"
+                      r"|November|December", "_", value)  # fmt: skip
+    return type(value).__name__ if isinstance(value, float | int) else value
+
+
+def test_the_curl_session_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    """Also the issue's promise: `serve` without any configuration, a stream, recall from another
+    session."""
+    with serving(tmp_path) as service:
+        with service.sync_client() as client:
+            wait_for(
+                lambda: client.get("/health/ready").json()["embedding"]["status"] == "ok",
+                within_seconds=30,
+                what="embedding model loaded",
+            )
+        for commands, shown in _blocks("curl"):
+            for command in commands.strip().splitlines():
+                with service.sync_client() as client:
+                    wait_for(
+                        lambda: client.get("/health/ready").json()["projection"]["behind"] == 0,
+                        what="projections caught up",
+                    )
+                printed = _run(command, service)
+                if shown:
+                    assert _events(printed) == _events(shown)
+                else:
+                    assert json.loads(printed)
+
+
+def test_the_python_example_runs(tmp_path: Path) -> None:
+    for code, _ in _blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=environment(),
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_configuration_key_stands_in_the_readme() -> None:
+    from pydantic import BaseModel
+
+    from service.settings import Settings
+
+    table = README.split("## Configuration")[1].split("## Measured")[0]
+    for group, field in Settings.model_fields.items():
+        model = field.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, BaseModel)
+        for key in model.model_fields:
+            if (group, key) in {("auth", "mode"), ("server", "workers")}:
+                continue
+            assert f"`{key}`" in table, f"{group}.{key} is not in the README's table"
