@@ -93,6 +93,7 @@ async def _measure(index: str, rounds: int, tell: Callable[[str], None]) -> Figu
                         await _turn(http, texts, f"short-{round_}", turn, "warm")
                     await _quiet(http)
                     await _turn(http, texts, f"short-{round_}", turns, f"short-{round_}")
+                    await _quiet(http)
                     await _turn(http, texts, "long", n, f"long-{round_}")
                     n += 1
                 fresh = time.perf_counter()

@@ -49,7 +49,7 @@ _NOTHING = Packed("", (), 0)
 
 class Material(NamedTuple):
     """The inputs of one context. `turns` are the finished ones after the summary, oldest first;
-    `last_seq` is the newest message before the question."""
+    `unread` messages stand between the summary and them."""
 
     question: str
     system: str
@@ -58,6 +58,7 @@ class Material(NamedTuple):
     recalled: Recalled
     degraded: tuple[str, ...] = ()
     previous_marks: Sequence[str] = ()
+    unread: int = 0
 
 
 def check_question(question: str, system: str, budget: BudgetConfig, counter: TokenCounter) -> int:
@@ -225,11 +226,7 @@ class _Draft:
     def _dropped(self, must_cut: bool) -> tuple[Dropped, ...]:
         material, counted = self.material, self.shown.counted
         candidates = [m for turn in material.turns for m in window.living(turn)]
-        # Turns older than those that were read at all are told by their numbers.
-        unread = (
-            max(0, candidates[0].seq - material.summary.covers_through - 1) if candidates else 0
-        )
-        missing = len(candidates) - len(counted) + unread
+        missing = len(candidates) - len(counted) + material.unread
         hidden = bool(material.summary.text) and not self.summary_tokens
         inside = {message.id for message in counted}
         known = {item.message.id for item in material.recalled.items} & inside

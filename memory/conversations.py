@@ -60,18 +60,21 @@ class Conversation(msgspec.Struct, frozen=True):
 
 
 class Batch(NamedTuple):
-    """Messages of one session in their order. `place` says where in the source they stand."""
+    """Messages of one session in their order. `place` says where in the source they stand,
+    `lines` in which line each does, if it is a file of lines."""
 
     user: str
     session_id: str
     messages: list[Incoming]
     place: str
+    lines: tuple[int, ...] = ()
 
 
 def read_lines(path: Path, *, user: str) -> Iterator[Batch]:
     """NDJSON as batches, read line by line. Raises InvalidInput naming the line."""
     decoder = msgspec.json.Decoder(Line)
     pending: list[Incoming] = []
+    lines: list[int] = []
     session, first = "", 1
     with path.open("rb") as file:
         number = 0
@@ -84,15 +87,16 @@ def read_lines(path: Path, *, user: str) -> Iterator[Batch]:
                     raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
                 line = decoder.decode(raw)
                 created_at = aware(line.created_at)
-            except (ValueError, OverflowError) as error:  # msgspec's and Unicode's are ValueErrors
+            except (ValueError, InvalidInput) as error:  # msgspec's and Unicode's are ValueErrors
                 if pending:
-                    yield Batch(user, session, pending, f"line {first}")
+                    yield Batch(user, session, pending, f"line {first}", tuple(lines))
                 raise InvalidInput(f"line {number}", str(error)) from error
             if pending and (line.session_id != session or len(pending) >= BATCH):
-                yield Batch(user, session, pending, f"line {first}")
-                pending = []
+                yield Batch(user, session, pending, f"line {first}", tuple(lines))
+                pending, lines = [], []
             if not pending:
                 session, first = line.session_id, number
+            lines.append(number)
             pending.append(
                 Incoming(
                     role=line.role,
@@ -103,7 +107,7 @@ def read_lines(path: Path, *, user: str) -> Iterator[Batch]:
                 )
             )
     if pending:
-        yield Batch(user, session, pending, f"line {first}")
+        yield Batch(user, session, pending, f"line {first}", tuple(lines))
 
 
 def load_conversations(path: Path) -> list[Conversation]:
@@ -138,8 +142,11 @@ def batches(conversation: Conversation, *, user: str | None = None) -> Iterator[
 
 
 def aware(moment: datetime | None) -> datetime | None:
-    """UTC, cut to milliseconds; a moment without a zone is taken as UTC."""
+    """UTC, cut to milliseconds; a moment without a zone is taken as UTC. Raises InvalidInput."""
     if moment is None:
         return None
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput("time", "lies outside the years 1 to 9999 in UTC") from None
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

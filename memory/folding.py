@@ -20,7 +20,17 @@ from memory.errors import StrataError
 from memory.gates import SessionLocks
 from memory.models import Segment, Session, Summary, Turn, now
 from memory.stores.base import PAGE, TurnStore
-from memory.summary import Summarizer, extract, parse, passes, plan, roll, statements, transcript
+from memory.summary import (
+    FOLD_AT,
+    Summarizer,
+    extract,
+    parse,
+    passes,
+    plan,
+    roll,
+    statements,
+    transcript,
+)
 from memory.tokens import TokenCounter
 from memory.window import turn_tokens
 
@@ -29,6 +39,7 @@ log = structlog.get_logger("strata.folding")
 # Enough turns at once to fill the window several times; what is beyond is folded next.
 READ_WINDOWS = 4
 MAX_ROUNDS = 1000
+KNOWN_SESSIONS = 10_000
 # A text is not rolled anew for each segment that expires, but once a day at most.
 REFOLD_AHEAD = timedelta(days=1)
 
@@ -49,10 +60,16 @@ class Folding:
         self._locks = locks
         self._summarizer = summarizer
         self._due: dict[str, None] = {}
+        self._room_left: dict[str, float] = {}
         self._news = asyncio.Event()
 
-    def request(self, session_key: str) -> None:
-        """Look at this session soon."""
+    def request(self, session_key: str, *, added_tokens: int | None = None) -> None:
+        """Look at this session soon. With `added_tokens`, only once as much has been added as
+        the last look left room for."""
+        room = self._room_left.pop(session_key, None)
+        if added_tokens is not None and room is not None and room > added_tokens:
+            self._room_left[session_key] = room - added_tokens
+            return
         self._due[session_key] = None
         self._news.set()
 
@@ -87,15 +104,24 @@ class Folding:
             if session.summary.text and session.summary.expires_at <= now():
                 await self.refold(session)
                 continue
+            after = await self._turns_after(session)
             turns = plan(
-                await self._turns_after(session),
+                after,
                 window_tokens=self._config.budget.window_tokens,
                 compact_to=self._config.window.compact_to,
                 counter=self._counter,
             )
             if not turns:
+                self._note_room(key, after)
                 return
             await self._fold(session, turns)
+
+    def _note_room(self, key: str, turns: Sequence[Turn]) -> None:
+        """How many tokens may come before this session has to be looked at again."""
+        if len(self._room_left) > KNOWN_SESSIONS:
+            self._room_left.clear()
+        used = sum(turn_tokens(turn, self._counter) for turn in turns)
+        self._room_left[key] = FOLD_AT * self._config.budget.window_tokens - used
 
     async def _turns_after(self, session: Session) -> list[Turn]:
         covered = max(session.summary.covers_through, session.first_seq - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from memory.lifetimes import ended, session_expiry, title_of
 from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
 from memory.projection import Projection
 from memory.recall import Recall
-from memory.rereading import reread
+from memory.rereading import of_living_sessions, reread
 from memory.stores.base import TurnStore
 
 EXPIRED_PAGE = 20
@@ -31,6 +31,9 @@ class Memories(NamedTuple):
 async def living(store: TurnStore, session: Session, moment: datetime) -> Session | None:
     """The session without its messages that have expired by `moment`, be they swept or not; None
     if those are all. A title that was taken from one of them is taken anew."""
+    if session.summary.expires_at <= moment:
+        hidden = msgspec.structs.replace(session.summary, text="", tokens=0)
+        session = msgspec.structs.replace(session, summary=hidden)
     title, after = session.title, session.first_seq - 1
     while turns := await store.range(session.key, after=after, limit=EXPIRED_PAGE):
         for turn in turns:
@@ -67,7 +70,14 @@ class Library:
         turn = await self._store.turn(turn_id, now=now())
         if turn is None or turn.user is None or turn.assistant is None:
             raise NotFound("turn")
+        if not await self._of_living_sessions([turn]):
+            raise NotFound("turn")
         return turn
+
+    async def _of_living_sessions(self, turns: Collection[Turn]) -> list[Turn]:
+        return await of_living_sessions(
+            turns, store=self._store, moment=now(), ttl=self._config.ttl
+        )
 
     async def messages(
         self, user: User, session_id: str, *, before: int | None, limit: int
@@ -190,7 +200,7 @@ class Library:
                 until=until,
                 before=before,
             )
-            for turn in turns:
+            for turn in await self._of_living_sessions(turns):
                 found += [
                     Recollection(
                         message=message,

@@ -225,10 +225,11 @@ class Memory:
             question=ask.question,
             system=ask.system,
             summary=summary,
-            turns=[turn for turn in turns if turn.status != "running"],
+            turns=_finished(turns),
             recalled=recalled,
             degraded=degraded,
             previous_marks=next((t.prefix_marks for t in reversed(turns) if t.prefix_marks), ()),
+            unread=turns[0].seq - _first_seq(session) if turns else 0,
         )
         return assemble(material, budget=ask.budget or self._config.budget, counter=self.counter)
 
@@ -426,9 +427,8 @@ class Memory:
 
     def _shown(self, ask: Ask, turns: Sequence[Turn]) -> frozenset[str]:
         """The ids of the messages that the window will most likely hold."""
-        finished = [turn for turn in turns if turn.status != "running"]
         room = (ask.budget or self._config.budget).window_tokens
-        chosen, _ = window.select(finished, budget_tokens=room, counter=self.counter)
+        chosen, _ = window.select(_finished(turns), budget_tokens=room, counter=self.counter)
         return frozenset(m.id for turn in chosen for m in window.living(turn))
 
     async def _recalled(self, ask: Ask, inside: asyncio.Future[frozenset[str]]) -> Recalled:
@@ -465,8 +465,17 @@ def _interrupted(turn: Turn) -> Turn:
     return msgspec.structs.replace(turn, status="interrupted", assistant=answer)
 
 
+def _first_seq(session: Session) -> int:
+    """The first message after the summary."""
+    return max(session.first_seq, session.summary.covers_through + 1)
+
+
 def _window_turns(session: Session, loaded: Loaded) -> list[Turn]:
-    """The living turns after the summary, oldest first."""
-    first = max(session.first_seq, session.summary.covers_through + 1)
+    """The turns after the summary, oldest first."""
+    return [turn for turn in reversed(loaded.turns) if turn.seq >= _first_seq(session)]
+
+
+def _finished(turns: Sequence[Turn]) -> list[Turn]:
+    """Those that live and have ended."""
     moment = now()
-    return [t for t in reversed(loaded.turns) if t.seq >= first and t.expires_at > moment]
+    return [turn for turn in turns if turn.status != "running" and turn.expires_at > moment]

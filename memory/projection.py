@@ -30,6 +30,7 @@ from memory.passages import cut, dense_key, lexical_key, point_id
 from memory.question import name_hashes
 from memory.stores.base import TurnStore
 from memory.tokens import TokenCounter
+from memory.window import turn_tokens
 
 log = structlog.get_logger("strata.projection")
 
@@ -47,6 +48,7 @@ class _Progress:
     lexical: int
     dense: int
     settled: int = 0
+    added_tokens: int = 0
     news: bool = True
 
 
@@ -224,7 +226,8 @@ class Projection:
                 first_seq=oldest.seq,
             )
             await self._store.put_session(session)
-        if session.erasing or (session.last_seq == newest.last_seq and session.title):
+        begun = newest.last_seq >= session.first_seq  # else it ended, and was not used again
+        if session.erasing or not begun or (session.last_seq == newest.last_seq and session.title):
             return session
         title = session.title
         if not title:
@@ -247,7 +250,7 @@ class Projection:
             session.lexical_through, session.dense_through
         )
         if self._index is None:
-            through = await self._finished_through(key, progress.lexical)
+            through = await self._finished_through(key, progress)
             worked = through > progress.lexical
             progress.lexical = progress.dense = through
         else:
@@ -269,7 +272,8 @@ class Projection:
             progress.settled = through
             self._keep(key, progress)
         if worked:
-            self._folding.request(key)
+            self._folding.request(key, added_tokens=progress.added_tokens)
+            progress.added_tokens = 0
         return worked
 
     def _keep(self, key: str, progress: _Progress) -> None:
@@ -278,9 +282,14 @@ class Projection:
         if self._unflushed_since is None:
             self._unflushed_since = time.monotonic()
 
-    async def _finished_through(self, key: str, after: int) -> int:
-        turns = await self._store.range(key, after=after, limit=BATCH_TURNS)
-        return max((turn.last_seq for turn in _finished(turns)), default=after)
+    async def _finished_through(self, key: str, progress: _Progress) -> int:
+        after = progress.lexical
+        turns = _finished(await self._store.range(key, after=after, limit=BATCH_TURNS))
+        progress.added_tokens += self._tokens(turns)
+        return turns[-1].last_seq if turns else after
+
+    def _tokens(self, turns: Sequence[Turn]) -> int:
+        return sum(turn_tokens(turn, self._counter) for turn in turns)
 
     async def _index_batch(self, index: VectorIndex, key: str, progress: _Progress) -> bool:
         """The next turns get points: with dense vectors if those of all before have theirs."""
@@ -313,6 +322,7 @@ class Projection:
                 vector = _sparse(line, len(earlier) - 1)
                 await index.update_sparse([(_point_id(earlier[-1]), vector)])
         progress.lexical = turns[-1].last_seq
+        progress.added_tokens += self._tokens(turns)
         if with_dense:
             progress.dense = progress.lexical
         self._unflushed_points += len(points)

@@ -6,7 +6,8 @@ what was erased or has expired.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from datetime import datetime
 
 from memory.config import TtlConfig
 from memory.lifetimes import ended
@@ -39,14 +40,8 @@ async def reread(
     moment = now()
     ids = list({turn_of(c.payload["message"]): None for c in chosen})
     turns = await store.turns(ids, now=moment) if ids else {}
-    if ttl.memory == "session":
-        keys = {turn.session_key for turn in turns.values()}
-        living = set()
-        for key in keys:
-            session = await store.session(key)
-            if session is None or not ended(session, None, moment, ttl.session):
-                living.add(key)
-        turns = {i: t for i, t in turns.items() if t.session_key in living}
+    living = await of_living_sessions(turns.values(), store=store, moment=moment, ttl=ttl)
+    turns = {turn.id: turn for turn in living}
     items, gone = [], 0
     for candidate in chosen:
         turn = turns.get(turn_of(candidate.payload["message"]))
@@ -68,12 +63,26 @@ async def reread(
     return Recalled(tuple(items), gone, in_window, ranked.degraded)
 
 
+async def of_living_sessions(
+    turns: Collection[Turn], *, store: TurnStore, moment: datetime, ttl: TtlConfig
+) -> list[Turn]:
+    """These turns without those that ended with their sessions (`ttl.memory = "session"`)."""
+    if ttl.memory != "session":
+        return list(turns)
+    over = set()
+    for key in {turn.session_key for turn in turns}:
+        session = await store.session(key)
+        if session is not None and ended(session, None, moment, ttl.session):
+            over.add(key)
+    return [turn for turn in turns if turn.session_key not in over]
+
+
 def _message(turn: Turn | None, candidate: Candidate, user: str) -> Message | None:
     if turn is None or turn.user_key != user:
         return None
     for message in turn.messages:
         if message.id == candidate.payload["message"]:
-            fits = candidate.payload["passage"] < len(cut(message.content))
+            fits = 0 <= candidate.payload["passage"] < len(cut(message.content))
             return message if message.content and fits else None
     return None
 

@@ -20,6 +20,7 @@ from memory.question import Question, date_match
 FOREIGN_DENSE_SHARE = 0.3
 LENGTH_CAP_TOKENS = 80
 LENGTH_UNIT_TOKENS = 30
+_LENGTHS = [math.log(max(n, 1) / LENGTH_UNIT_TOKENS) for n in range(LENGTH_CAP_TOKENS + 1)]
 
 
 class Candidate(NamedTuple):
@@ -48,12 +49,13 @@ def rescore(
     dense_rank = {hit.id: rank for rank, hit in enumerate(hits.dense, 1)}
     kept = _above_floor(hits, config.floor) if config.floor else payloads.keys()
 
+    boosts = _Boosts(question, config)
     scored = []
     for point, payload in payloads.items():
         if point not in kept:
             continue
         score = config.sparse_weight * lexical[point] + dense_weight * dense[point]
-        scored.append((score + _boost(payload, question, config), point))
+        scored.append((score + boosts.of(payload), point))
     scored.sort(key=lambda pair: (-pair[0], *_place(payloads[pair[1]])))
     scored = _spread(scored, payloads, config.repeat_weight)
     bonus = _session_bonus(scored, payloads, config.session_weight)
@@ -89,19 +91,32 @@ def _above_floor(hits: Hits, floor: float) -> set[Hashable]:
     return {hit.id for hit in hits.lexical} | {hit.id for hit in hits.dense if hit.score >= floor}
 
 
-def _boost(payload: Features, question: Question, config: RecallConfig) -> float:
-    boost = 0.0
-    speakers = payload["speakers"]
-    if question.names and not question.names.isdisjoint(speakers):
-        boost += config.speaker_weight
-    if not speakers and payload["role"] == "user" and not question.asks_assistant:
-        boost += config.role_weight
-    length = min(max(payload["tokens"], 1), LENGTH_CAP_TOKENS)
-    boost -= config.length_weight * math.log(length / LENGTH_UNIT_TOKENS)
-    if question.dates:
-        said = date.fromordinal(payload["day"])
-        boost += config.date_weight * date_match(question.dates, said)
-    return boost
+class _Boosts:
+    """What a passage gains or loses beside its two scores; the same for equal days and lengths."""
+
+    def __init__(self, question: Question, config: RecallConfig) -> None:
+        self._question = question
+        self._config = config
+        self._user = 0.0 if question.asks_assistant else config.role_weight
+        self._days: dict[int, float] = {}
+
+    def of(self, payload: Features) -> float:
+        speakers = payload["speakers"]
+        boost = -self._config.length_weight * _LENGTHS[min(payload["tokens"], LENGTH_CAP_TOKENS)]
+        if not speakers:
+            if payload["role"] == "user":
+                boost += self._user
+        elif not self._question.names.isdisjoint(speakers):
+            boost += self._config.speaker_weight
+        if self._question.dates:
+            boost += self._of_day(payload["day"])
+        return boost
+
+    def _of_day(self, day: int) -> float:
+        if day not in self._days:
+            match = date_match(self._question.dates, date.fromordinal(day))
+            self._days[day] = self._config.date_weight * match
+        return self._days[day]
 
 
 def _spread(

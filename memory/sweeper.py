@@ -65,6 +65,9 @@ class Sweeper:
         for session in await self._store.ended_sessions(before=now()):
             loaded = await self._store.load(session.key, limit=1)
             newest = loaded.turns[0] if loaded.turns else None
+            if newest is None and not session.erasing:
+                await self._forget(session.key)  # a crash came between its turns and itself
+                continue
             if not ended(session, newest, now(), self._config.ttl.session):
                 continue  # it goes on; its document does not know of the newest turn yet
             if session.erasing or self._config.ttl.memory == "session":
@@ -88,32 +91,43 @@ class Sweeper:
     async def _sweep_turns(self) -> int:
         # Index points expire in whole seconds; a turn must not go before its points.
         moment = now().replace(microsecond=0)
-        keys = await self._store.expired_sessions(before=moment)
-        if not keys:
-            return 0
-        if self._index is not None:
-            await self._index.delete_expired(moment)
-            await self._index.flush()
-        for key in keys:
-            await self._hide_summary(key)
-            await self._begin_at_the_living(key, moment)
-        deleted = await self._store.delete_expired(before=moment)
-        for key in keys:
-            async with self._locks.of(key):
-                left = await self._store.range(key, after=0, limit=1)
-                if not left:
-                    await self._store.delete_session(key)
-                    self._projection.forget(key)
-                    continue
-                await self._projection.respell(left[0])
-        log.info("sweep.done", turns=deleted, sessions=len(keys))
+        deleted = 0
+        while keys := await self._store.expired_sessions(before=moment):
+            for key in keys:
+                await self._hide_summary(key)
+                async with self._locks.of(key):  # what is being indexed has its points by then
+                    await self._begin_at_the_living(key, moment)
+            if self._index is not None:
+                await self._index.delete_expired(moment)
+                await self._index.flush()
+            gone = await self._store.delete_expired(keys, before=moment)
+            for key in keys:
+                if not await self._forget(key):
+                    async with self._locks.of(key):
+                        for oldest in await self._store.range(key, after=0, limit=1):
+                            await self._projection.respell(oldest)
+            deleted += gone
+            log.info("sweep.done", turns=gone, sessions=len(keys))
         return deleted
 
+    async def _forget(self, key: str) -> bool:
+        """The document of a session without turns goes last."""
+        async with self._locks.of(key):
+            forgotten = await self._store.forget_session(key)
+            if forgotten:
+                self._projection.forget(key)
+        return forgotten
+
     async def _begin_at_the_living(self, key: str, moment: datetime) -> None:
-        """Before the turns go, so that what is overwritten here leaves the file with them."""
+        """Before the turns go, so that what is overwritten here leaves the file with them. Should
+        none be left, the document is found again by its time after a crash."""
         session = await self._store.session(key)
-        lives = await living(self._store, session, moment) if session else None
-        if lives is not None and lives != session:
+        if session is None:
+            return
+        lives = await living(self._store, session, moment)
+        if lives is None:
+            await self._store.change_session(key, {"title": "", "expires_at": moment})
+        elif lives != session:
             await self._store.change_session(
                 key, {"first_seq": lives.first_seq, "title": lives.title}
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
@@ -18,6 +18,8 @@ from service.lifespan import Services, open_services
 from service.schemas import TurnBody
 from service.server import serve_file
 from service.settings import Settings
+
+BODY_BYTES = 100_000  # well below what limits.body is anywhere
 
 
 class RemoteError(StrataError):
@@ -60,15 +62,19 @@ class HttpClient:
     async def record(
         self, user: str, session_id: str, messages: Sequence[Incoming]
     ) -> tuple[int, int]:
-        response = await self._client.post(
-            f"/v1/sessions/{session_id}/messages",
-            content=msgspec.json.encode({"messages": [_plain(m) for m in messages]}),
-            headers={"X-User-Id": user, "Content-Type": "application/json"},
-        )
-        if response.status_code != 201:
-            raise RemoteError(_detail(response.content))
-        answer = response.json()
-        return answer["accepted"], answer["duplicates"]
+        accepted = duplicates = 0
+        for body in _bodies(messages):
+            response = await self._client.post(
+                f"/v1/sessions/{session_id}/messages",
+                content=body,
+                headers={"X-User-Id": user, "Content-Type": "application/json"},
+            )
+            if response.status_code != 201:
+                raise RemoteError(_detail(response.content))
+            answer = response.json()
+            accepted += answer["accepted"]
+            duplicates += answer["duplicates"]
+        return accepted, duplicates
 
     async def ready(self) -> dict[str, Any]:
         answer: dict[str, Any] = (await self._client.get("/health/ready")).json()
@@ -152,6 +158,20 @@ async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str,
             )
             if b"data" in fields:
                 yield fields[b"event"].decode(), json.loads(fields[b"data"])
+
+
+def _bodies(messages: Sequence[Incoming]) -> Iterator[bytes]:
+    """Requests to record them in order, each with as many as a body may well hold."""
+    part: list[bytes] = []
+    size = 0
+    for encoded in (msgspec.json.encode(_plain(message)) for message in messages):
+        if part and size + len(encoded) > BODY_BYTES:
+            yield b'{"messages":[%b]}' % b",".join(part)
+            part, size = [], 0
+        part.append(encoded)
+        size += len(encoded)
+    if part:
+        yield b'{"messages":[%b]}' % b",".join(part)
 
 
 def _plain(message: Incoming) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from rich.progress import Progress
 
 from memory.conversations import Batch, batches, load_conversations, read_lines
 from memory.errors import InvalidInput
+from memory.orchestrator import Incoming
 from service.clients import Client
 from service.problems import Problem
-from service.schemas import check_session_id, check_text
+from service.schemas import check_message, check_session_id
 
 Format = Literal["lines", "conversations"]
 
@@ -39,21 +40,26 @@ async def import_batches(
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("messages", total=None)
         for number, batch in enumerate(found, 1):
-            _check(batch, max_bytes)
-            new, known = await client.record(batch.user, batch.session_id, batch.messages)
-            accepted, duplicates = accepted + new, duplicates + known
+            sound, error = _sound(batch, max_bytes)
+            if sound:
+                new, known = await client.record(batch.user, batch.session_id, sound)
+                accepted, duplicates = accepted + new, duplicates + known
+            if error is not None:
+                raise error
             progress.update(task, completed=accepted + duplicates)
             if not console.is_terminal and number % 50 == 0:
                 console.print(f"{accepted + duplicates} messages", highlight=False)
     return Imported(accepted, duplicates)
 
 
-def _check(batch: Batch, max_bytes: int) -> None:
-    try:
-        check_session_id(batch.session_id)
-        for index, message in enumerate(batch.messages):
-            if message.role not in ("user", "assistant"):
-                raise InvalidInput(f"message {index + 1}: role", "must be user or assistant")
-            check_text(f"message {index + 1}: content", message.content, max_bytes=max_bytes)
-    except (InvalidInput, Problem) as error:
-        raise InvalidInput(batch.place, str(error)) from error
+def _sound(batch: Batch, max_bytes: int) -> tuple[list[Incoming], InvalidInput | None]:
+    """The messages before the first bad one, and what is wrong with that."""
+    for index, message in enumerate(batch.messages):
+        try:
+            check_session_id(batch.session_id)
+            check_message("", message, max_bytes=max_bytes)
+        except (InvalidInput, Problem) as error:
+            in_session = f"{batch.place}, message {index + 1}"
+            where = f"line {batch.lines[index]}" if batch.lines else in_session
+            return batch.messages[:index], InvalidInput(where, str(error))
+    return batch.messages, None

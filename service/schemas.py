@@ -25,6 +25,8 @@ from memory.orchestrator import Incoming
 
 SESSION_ID = re.compile(r"\A[A-Za-z0-9._:-]{1,128}\Z")
 MAX_MESSAGES = 1000
+MAX_SPEAKER = 100
+MAX_MESSAGE_ID = 255
 MAX_METADATA_BYTES = 16_000
 
 
@@ -53,8 +55,8 @@ class MessageBody(Body, frozen=True):
     role: str
     content: str
     created_at: datetime | None = None
-    speaker: Annotated[str, Meta(min_length=1, max_length=100)] | None = None
-    id: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
+    speaker: Annotated[str, Meta(min_length=1, max_length=MAX_SPEAKER)] | None = None
+    id: Annotated[str, Meta(min_length=1, max_length=MAX_MESSAGE_ID)] | None = None
 
 
 class MessagesBody(Body, frozen=True):
@@ -205,27 +207,39 @@ def check_metadata(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
     return metadata
 
 
+def check_message(where: str, message: MessageBody | Incoming, *, max_bytes: int) -> None:
+    """Raises InvalidInput, Problem 413 for what must not be recorded; `where` goes before the
+    name of the field."""
+    if message.role not in ("user", "assistant"):
+        raise InvalidInput(f"{where}role", "must be user or assistant")
+    check_text(f"{where}content", message.content, max_bytes=max_bytes)
+    for field, most in (("speaker", MAX_SPEAKER), ("id", MAX_MESSAGE_ID)):
+        value = getattr(message, field)
+        if value is not None:
+            check_text(f"{where}{field}", value, max_bytes=4 * most)
+            if len(value) > most or not value.isprintable():
+                raise InvalidInput(f"{where}{field}", f"at most {most} printable characters")
+
+
 def incoming(body: MessagesBody, *, max_bytes: int) -> list[Incoming]:
     """The messages to record. Raises InvalidInput naming the first bad one."""
     from memory.conversations import aware
 
     found = []
     for index, message in enumerate(body.messages):
-        where = f"messages[{index}]"
-        if message.role not in ("user", "assistant"):
-            raise InvalidInput(f"{where}.role", "must be user or assistant", done=0)
-        check_text(f"{where}.content", message.content, max_bytes=max_bytes)
-        for field in ("speaker", "id"):
-            value = getattr(message, field)
-            if value is not None:
-                check_text(f"{where}.{field}", value, max_bytes=1000)
-                if not value.isprintable():
-                    raise InvalidInput(f"{where}.{field}", "must be printable, on one line")
+        where = f"messages[{index}]."
+        try:
+            check_message(where, message, max_bytes=max_bytes)
+            created_at = aware(message.created_at)
+        except InvalidInput as error:
+            field = error.field if error.field.startswith(where) else f"{where}created_at"
+            problem = str(error).removeprefix(f"{error.field}: ")
+            raise InvalidInput(field, problem, done=0) from None
         found.append(
             Incoming(
                 role=message.role,
                 content=message.content,
-                created_at=aware(message.created_at),
+                created_at=created_at,
                 speaker=message.speaker,
                 id=message.id,
             )

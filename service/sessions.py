@@ -89,7 +89,7 @@ class Sessions(Controller):
         session_id: FromPath[str],
         user: NamedDependency[User],
         services: NamedDependency[Services],
-        before: Annotated[int | None, QueryParameter(ge=1)] = None,
+        before: Annotated[int | None, QueryParameter(ge=1, le=2**53)] = None,
         limit: Limit = 50,
     ) -> HistoryOut:
         check_session_id(session_id)
@@ -144,6 +144,8 @@ def _cursor(updated_at: datetime, key: str) -> str:
 def _read_cursor(cursor: str) -> tuple[datetime, str]:
     try:
         moment, _, key = base64.urlsafe_b64decode(cursor.encode()).decode().partition(" ")
-        return datetime.fromisoformat(moment), key
-    except (binascii.Error, UnicodeError, ValueError):
+        updated_at = datetime.fromisoformat(moment)
+        updated_at.timestamp()
+        return updated_at, key
+    except (binascii.Error, UnicodeError, ValueError, OverflowError):
         raise InvalidInput("cursor", "use next_cursor of the page before, unchanged") from None

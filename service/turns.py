@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import structlog
@@ -119,7 +119,7 @@ class Turns(Controller):
             return EventStream(producer.read())
         if not await _ended_before_leaving(producer, request):
             return Response(b"", status_code=CLIENT_LEFT)
-        return Response(json_turn(producer, session_id, data))
+        return Response(json_turn(producer, session_id, data, services.strata.counter.count))
 
     @get("/turns/{turn_id:str}", summary="One turn, with its receipt")
     async def show(
@@ -208,7 +208,9 @@ async def begin_turn(
     return producer
 
 
-def json_turn(producer: Producer, session_id: str, body: TurnBody) -> TurnOut:
+def json_turn(
+    producer: Producer, session_id: str, body: TurnBody, count: Callable[[str], int]
+) -> TurnOut:
     """The ended turn. Raises Problem with the status of what went wrong."""
     error = producer.error
     if error is not None:
@@ -229,9 +231,14 @@ def json_turn(producer: Producer, session_id: str, body: TurnBody) -> TurnOut:
         session_id=session_id,
         status=producer.status,
         attempt=1,
-        user=MessageOut(role="user", content=body.message, status="done", tokens=0),
+        user=MessageOut(
+            role="user", content=body.message, status="done", tokens=count(body.message)
+        ),
         assistant=MessageOut(
-            role="assistant", content=producer.text, status=producer.status, tokens=0
+            role="assistant",
+            content=producer.text,
+            status=producer.status,
+            tokens=count(producer.text),
         ),
         receipt=producer.receipt,
         usage=producer.usage,

@@ -134,8 +134,14 @@ class TurnStore(Protocol):
         """Keys of sessions that hold turns which expired before this moment."""
         ...
 
-    async def delete_expired(self, *, before: datetime) -> int:
-        """Delete segments and turns that expired before this moment; returns turns deleted."""
+    async def delete_expired(self, session_keys: Sequence[str], *, before: datetime) -> int:
+        """Delete these sessions' segments and turns that expired before this moment; returns
+        the number of turns."""
+        ...
+
+    async def forget_session(self, session_key: str) -> bool:
+        """Delete the document and the segments of a session that holds no turn; False when it
+        holds one."""
         ...
 
     async def ended_sessions(self, *, before: datetime, limit: int = PAGE) -> list[Session]:

@@ -85,6 +85,7 @@ class SqliteStore:
         await self._write(self._open)
 
     def _open(self, _: None = None) -> None:
+        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # its log inherits the mode
         self._writer = self._connect()
         self._writer.executescript(_SCHEMA)
         self._reader = self._connect()
@@ -373,7 +374,7 @@ class SqliteStore:
             return gone
 
         deleted = await self._transaction(work)
-        await self._write(lambda: self._db(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)"))
+        await self._checkpoint()
         return deleted
 
     async def drop_segments(self, session_key: str) -> None:
@@ -388,19 +389,34 @@ class SqliteStore:
             (before.timestamp(), limit),
         )
 
-    async def delete_expired(self, *, before: datetime) -> int:
+    async def delete_expired(self, session_keys: Sequence[str], *, before: datetime) -> int:
+        which = f"session_key IN ({_marks(session_keys)}) AND expires_at <= ?"
+        values = (*session_keys, before.timestamp())
+
         def work(db: sqlite3.Connection) -> int:
-            db.execute("DELETE FROM segments WHERE expires_at <= ?", (before.timestamp(),))
-            return db.execute(
-                "DELETE FROM turns WHERE expires_at <= ?", (before.timestamp(),)
-            ).rowcount
+            db.execute(f"DELETE FROM segments WHERE {which}", values)
+            return db.execute(f"DELETE FROM turns WHERE {which}", values).rowcount
 
         deleted = await self._transaction(work)
-        if deleted:
-            await self._write(
-                lambda: self._db(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            )
+        await self._checkpoint()
         return deleted
+
+    async def forget_session(self, session_key: str) -> bool:
+        def work(db: sqlite3.Connection) -> bool:
+            turn = "SELECT 1 FROM turns WHERE session_key = ? LIMIT 1"
+            if db.execute(turn, (session_key,)).fetchone():
+                return False
+            db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))
+            db.execute("DELETE FROM sessions WHERE key = ?", (session_key,))
+            return True
+
+        forgotten = await self._transaction(work)
+        await self._checkpoint()
+        return forgotten
+
+    async def _checkpoint(self) -> None:
+        """What was deleted leaves the write-ahead log too."""
+        await self._write(lambda: self._db(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)"))
 
     async def ended_sessions(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
         rows = await self._rows(
@@ -435,8 +451,11 @@ class SqliteStore:
         # A write that has begun is waited for even when the caller is cancelled: whether it was
         # committed must not be a guess.
         def tracked() -> T:
-            self._write_failed = True
-            result = work()
+            try:
+                result = work()
+            except sqlite3.Error:
+                self._write_failed = True
+                raise
             self._write_failed = False
             return result
 

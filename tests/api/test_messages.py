@@ -155,7 +155,7 @@ def test_the_default_page_holds_fifty_and_the_largest_a_thousand(
     assert rest["next_before"] is None
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "limit=-1", "limit=1e3",
+@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "limit=-1",
                                    "before=x", "before=-1", "before=0", "before=1.5",
                                    f"before={10**30}", f"limit={10**30}"])  # fmt: skip
 def test_pages_that_are_none_are_400(client: httpx.Client, session: str, query: str) -> None:

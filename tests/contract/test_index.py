@@ -132,9 +132,9 @@ async def test_hits_carry_their_payload_and_both_rankings_are_best_first(
         scores = [hit.score for hit in ranking]
         assert scores == sorted(scores, reverse=True)
     assert hits.dense[0].score == pytest.approx(1.0)
-    by_id = {p.id: p.payload for p in stored}
+    by_message = {p.payload["message"]: p.payload for p in stored}
     for hit in (*hits.lexical, *hits.dense):
-        stored_payload: Mapping[str, object] = by_id[hit.id]
+        stored_payload: Mapping[str, object] = by_message[hit.payload["message"]]
         brought: Mapping[str, object] = hit.payload
         assert {name: brought[name] for name in FEATURES} == {
             name: stored_payload[name] for name in FEATURES
@@ -187,6 +187,40 @@ async def test_inserting_twice_is_the_same_as_once(index: VectorIndex) -> None:
     assert await lexical(index, "coffee") == ["m"]
     await index.upsert([])
     assert await index.count() == 1
+
+
+async def test_a_hit_tells_the_newest_features_of_its_point(index: VectorIndex) -> None:
+    before = point("green tea", message="m")
+    await index.upsert([before])
+    assert await lexical(index, "tea") == ["m"]
+    features: Payload = {**before.payload, "tokens": 99, "role": "assistant", "session": "s9"}
+    await index.upsert([before._replace(payload=features)])
+    hits = await index.search(
+        user="anna", sparse=sparse.embed_query("tea"), dense=embed("tea"), limit=9, now=NOON
+    )
+    for (hit,) in hits:
+        told = (hit.payload["tokens"], hit.payload["role"], hit.payload["session"])
+        assert told == (99, "assistant", "s9")
+
+
+async def test_deleted_points_take_their_speakers_with_them(index: VectorIndex) -> None:
+    await index.upsert(
+        [
+            point("a", message="m1", speakers=["one"]),
+            point("b", session="s2", speakers=["two"]),
+            point("c", session="s3", speakers=["three"], expires=NOON),
+            point("d", session="s4", speakers=["four"]),
+        ]
+    )
+    assert await index.speakers("anna") == {"one", "two", "three", "four"}
+    await index.delete_messages(user="anna", messages=["m1"])
+    assert await index.speakers("anna") == {"two", "three", "four"}
+    await index.delete_session(user="anna", session="s2")
+    assert await index.speakers("anna") == {"three", "four"}
+    await index.delete_expired(NOON)
+    assert await index.speakers("anna") == {"four"}
+    await index.upsert([point("e", speakers=["five"])])
+    assert await index.speakers("anna") == {"four", "five"}
 
 
 async def test_sparse_vectors_are_replaced_and_unknown_points_passed_over(

@@ -500,11 +500,25 @@ async def test_what_has_expired_is_found_and_deleted(store: TurnStore) -> None:
     await store.put_segment(segment(5, expires=NOON + MINUTE))
     assert await store.expired_sessions(before=NOON - MINUTE) == []
     assert await store.expired_sessions(before=NOON) == [KEY]
-    assert await store.delete_expired(before=NOON) == 1
+    assert await store.delete_expired(["another"], before=NOON) == 0
+    assert await store.delete_expired([KEY, "another"], before=NOON) == 1
     assert seqs(await store.range(KEY, after=0, limit=9)) == [3]
     assert await store.segments(KEY, now=NOON - MINUTE) == [segment(5, expires=NOON + MINUTE)]
-    assert await store.delete_expired(before=NOON) == 0
+    assert await store.delete_expired([KEY], before=NOON) == 0
     assert await store.expired_sessions(before=NOON) == []
+
+
+async def test_only_a_session_without_turns_is_forgotten(store: TurnStore) -> None:
+    await store.append(dialogue([("q", "a")]))
+    await store.put_session(session())
+    await store.put_segment(segment(1))
+    assert not await store.forget_session(KEY)
+    assert await store.session(KEY) == session()
+    assert await store.delete_expired([KEY], before=NEVER) == 1
+    assert await store.forget_session(KEY)
+    assert await store.session(KEY) is None
+    assert await store.segments(KEY, now=NOON) == []
+    assert await store.forget_session("nobody.nothing")
 
 
 async def test_a_deleted_seq_can_be_used_again(store: TurnStore) -> None:

@@ -12,7 +12,7 @@ import httpx
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import Event, answer, ask, asking, history, text_of
+from system.streams import Event, answer, ask, asking, history, text_of, until
 
 KILLS = int(os.environ.get("STRATA_KILLS", "5"))
 SESSIONS = 6
@@ -69,8 +69,7 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(
                 model.mode("slow", delay=0.02, text=" ".join(f"w{n}" for n in range(20)))
                 message = f"message of round {kill}"
                 turns = [asyncio.create_task(watch(client, s, message)) for s in histories]
-                while not model.requests():
-                    await asyncio.sleep(0.002)
+                await until(model.requests)
                 await asyncio.sleep(rng.uniform(0, 0.7))
                 service.kill()
                 received = await asyncio.gather(*turns)
@@ -106,10 +105,7 @@ async def test_what_was_said_before_a_crash_is_recalled_in_another_session(
                 items = found.json()["memories"]
                 return bool(items) and items[0]["dense_rank"] is not None
 
-            deadline = asyncio.get_running_loop().time() + 20
-            while not await recalled():
-                assert asyncio.get_running_loop().time() < deadline
-                await asyncio.sleep(0.05)
+            await until(recalled, 20)
             model.forget()
             events = await ask(client, "new", "Who restores grand pianos?")
             receipt = events[1].data
@@ -134,8 +130,11 @@ async def test_after_kill_9_no_turn_runs_and_the_interrupted_one_keeps_its_text(
                     found.append(event)
                     if text_of(found) == "one two three":
                         break
-                while (await history(client, "s"))[1]["content"] != "one two three":
-                    await asyncio.sleep(0.01)
+
+                async def flushed() -> bool:
+                    return bool((await history(client, "s"))[1]["content"] == "one two three")
+
+                await until(flushed)
                 assert (await history(client, "s"))[1]["status"] == "running"
                 service.kill()
         service.start()

@@ -5,25 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving, strata
-from system.streams import answer, ask
+from system.streams import answer, ask, until
 
 FACT = "My sister Valentina restores grand pianos in Trieste."
 QUESTION = "Who restores grand pianos?"
-
-
-async def until(check: Callable[[], Awaitable[Any]], within_seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + within_seconds
-    while not (found := await check()):
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.02)
-    return found
 
 
 @contextmanager
@@ -67,9 +59,7 @@ async def test_without_an_index_recall_is_off_and_said(model: Model, folder: Pat
 async def test_without_an_embedding_model_recall_is_by_words_and_said(
     model: Model, folder: Path
 ) -> None:
-    with serving(
-        folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}
-    ) as service:
+    with serving(folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
             await until(lambda: recalled(client, dense=False))

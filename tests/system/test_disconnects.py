@@ -13,7 +13,7 @@ import pytest
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import Event, ask, asking, history, text_of
+from system.streams import Event, ask, asking, history, text_of, until
 
 LONG = "word " * 400
 
@@ -65,14 +65,6 @@ async def read_tokens(client: httpx.AsyncClient, session: str, count: int) -> li
             found.append(event)
             if sum(e.name == "token" for e in found) >= count:
                 break
-    return found
-
-
-async def until(check: Callable[[], Any], within_seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + within_seconds
-    while not (found := await check()):
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.02)
     return found
 
 

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import answer, ask
+from system.streams import answer, ask, until
 
 CANARY = "Quetzalcoatl"
-
-
-async def until(check: Callable[[], Awaitable[Any]], within_seconds: float = 10.0) -> Any:
-    deadline = time.monotonic() + within_seconds
-    while not (found := await check()):
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.02)
-    return found
 
 
 async def visible(client: httpx.AsyncClient) -> str:
@@ -186,9 +175,7 @@ async def test_a_session_ends_after_its_last_activity_and_leaves_memories(
             assert session["title"] == "Hello again"
 
 
-async def test_memory_that_lives_with_its_session_goes_with_it(
-    model: Model, folder: Path
-) -> None:
+async def test_memory_that_lives_with_its_session_goes_with_it(model: Model, folder: Path) -> None:
     """API.md: `ttl.memory` "session"."""
     model.mode("ok", text="Noted.")
     with serving(
@@ -231,9 +218,7 @@ async def test_a_session_can_have_its_own_time(model: Model, folder: Path) -> No
 async def test_a_deleted_session_leaves_no_byte(model: Model, folder: Path) -> None:
     """S10, and DELETE of API.md: with everything that came from it."""
     model.mode("ok", text=f"Noted: {CANARY}.")
-    with serving(
-        folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}
-    ) as service:
+    with serving(folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}) as service:
         async with service.client() as client:
             await tell_secrets(client, service)
             await until(lambda: indexed(service))

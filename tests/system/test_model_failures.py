@@ -84,7 +84,9 @@ async def assert_kept_and_goes_on(
     assert user["content"] == f"what is {CANARY}?"
     assert user["status"] == "done"
     assert reply["role"] == "assistant"
-    assert reply["content"] == text_of(events) if events else reply["content"].startswith(fault.text)
+    assert (
+        reply["content"] == text_of(events) if events else reply["content"].startswith(fault.text)
+    )
     assert reply["status"] == ("partial" if reply["content"] else "failed")
     turn = (await client.get(f"/v1/turns/{turn_id}")).json()
     assert turn["status"] == "failed"
@@ -148,7 +150,9 @@ async def test_what_a_model_may_do_is_no_failure(
     model.forget()
     assert (await ask(client, session, "and now?"))[-1].name == "done"
     roles = [m["role"] for m in model.requests()[0]["messages"]]
-    assert roles == (["system", "user"] if mode == "empty" else ["system", "user", "assistant", "user"])
+    assert roles == (
+        ["system", "user"] if mode == "empty" else ["system", "user", "assistant", "user"]
+    )
 
 
 async def test_it_is_tried_again_only_before_the_first_token(model: Model, folder: Path) -> None:

@@ -11,7 +11,7 @@ import httpx
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import Event, ask, asking, history
+from system.streams import Event, ask, asking, history, until
 
 STREAMS = 20
 
@@ -47,13 +47,13 @@ async def test_running_answers_end_within_grace_or_are_kept_as_partial(
                 asyncio.create_task(ask(client, f"quick{n}", "how are you?"))
                 for n in range(STREAMS // 2)
             ]
-            await _until(lambda: len(model.requests()) == 1 + STREAMS // 2)
+            await until(lambda: len(model.requests()) == 1 + STREAMS // 2)
             model.mode("slow", delay=0.2, text="word " * 100)
             slow = [
                 asyncio.create_task(ask(client, f"slow{n}", "tell me everything"))
                 for n in range(STREAMS // 2)
             ]
-            await _until(lambda: len(model.requests()) == 1 + STREAMS)
+            await until(lambda: len(model.requests()) == 1 + STREAMS)
             began = time.monotonic()
             service.child.signal(signal.SIGTERM)
             ready = await _until_answered(client, "/health/ready", 503)
@@ -113,13 +113,6 @@ async def test_turns_that_wait_for_their_session_are_refused_when_it_stops(
         assert await asyncio.to_thread(service.child.wait) == 0
         assert time.monotonic() - began < 4
     assert len(model.requests()) == 1, "no model was called for what waited"
-
-
-async def _until(check: object) -> None:
-    deadline = time.monotonic() + 20
-    while not check():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
 
 
 async def _until_answered(client: httpx.AsyncClient, path: str, status: int) -> httpx.Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -12,7 +13,7 @@ import pytest
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import answer, ask, asking, history, named, text_of
+from system.streams import answer, ask, asking, history, named, text_of, until
 
 EXACT = {"first_token_timeout": "5s", "gap_timeout": "5s"}
 
@@ -25,7 +26,7 @@ async def test_the_first_token_arrives_before_the_last_is_made(
     tokens = list(named(events, "token"))
     assert len(tokens) == 6, "one event per piece of the model"
     assert tokens[-1].at - tokens[0].at > 0.6
-    gaps = [later.at - earlier.at for earlier, later in zip(tokens, tokens[1:], strict=False)]
+    gaps = [later.at - earlier.at for earlier, later in pairwise(tokens)]
     assert min(gaps) > 0.05, gaps
 
 
@@ -129,8 +130,7 @@ async def test_two_turns_of_one_session_go_one_after_the_other(
     """R3, small: the later prompt holds the earlier turn, whole."""
     model.mode("slow", delay=0.05, text="first answer of the model")
     first = asyncio.create_task(ask(client, session, "first question"))
-    while not model.requests():
-        await asyncio.sleep(0.01)
+    await until(model.requests)
     second = asyncio.create_task(ask(client, session, "second question"))
     events, later = await first, await second
     assert next(named(later, "accepted")).at >= events[-1].at - 0.02
@@ -170,8 +170,7 @@ async def test_waiting_turns_of_a_session_keep_their_order_of_arrival(
     """DESIGN §4: in arrival order within a process."""
     model.mode("slow", delay=0.05)
     tasks = [asyncio.create_task(ask(client, session, "number 0"))]
-    while not model.requests():
-        await asyncio.sleep(0.01)
+    await until(model.requests)
     model.mode("ok")
     for n in range(1, 5):
         tasks.append(asyncio.create_task(ask(client, session, f"number {n}")))

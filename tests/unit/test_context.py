@@ -341,7 +341,8 @@ def test_a_summary_too_long_for_its_room_is_cut_visibly_and_one_without_room_is_
 
 def test_turns_that_were_never_read_count_as_dropped_from_the_window() -> None:
     turns = dialogue([("hello", "hi")] * 2, start=401)
-    context = build(material(summary=Summary(text="s", covers_through=200), turns=turns))
+    summary = Summary(text="s", covers_through=200)
+    context = build(material(summary=summary, turns=turns, unread=200))
     assert [(d.reason, d.count) for d in context.receipt.dropped] == [("budget", 200)]
 
 

@@ -46,6 +46,13 @@ async def test_the_shipped_model_is_ready_and_says_what_it_is(minilm: DenseModel
     assert minilm.identity == f"{DEFAULT_EMBEDDING}@{graph[:16]}"
 
 
+def test_the_shipped_model_is_known_to_read_english_alone(tmp_path: Path) -> None:
+    for values, english in (({}, True), ({"path": str(tmp_path)}, False), ({"name": "m"}, False)):
+        model = DenseModel(settings(**values))
+        assert model.english_only is english
+        model.close()
+
+
 async def test_what_means_the_same_lies_near(minilm: DenseModel) -> None:
     question = await minilm.query("What is the name of my pet?")
     near, far = await minilm.documents(

@@ -383,7 +383,7 @@ async def test_a_fold_whose_messages_expire_while_it_is_written_stores_nothing_o
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
-        soon = now() + timedelta(milliseconds=400)
+        soon = now() + timedelta(seconds=1)
         turns = [said(1, "I met the Canary.", soon)] + [
             said(1 + 2 * n, f"I met {p}.") for n, p in enumerate(PEOPLE[1:], start=1)
         ]

@@ -465,10 +465,10 @@ async def test_times_are_kept_as_given_and_expiry_counts_from_recording(tmp_path
 async def test_an_ended_session_begins_anew_with_the_next_seq_and_is_still_recalled(
     tmp_path: Path,
 ) -> None:
-    async with opened(tmp_path, ttl={"session": "300ms"}) as strata:
+    async with opened(tmp_path, ttl={"session": "1s"}) as strata:
         first = await say(strata, "My dog is called Bruno.", "Nice.")
         await strata.settled()
-        gone = first.recorded_at + timedelta(seconds=0.35)
+        gone = first.recorded_at + timedelta(seconds=1.01)
         await eventually(lambda: now() > gone)
         accepted = await strata.memory.accept(ask("What is my dog called?"))
         context = await strata.memory.context(accepted)

@@ -125,6 +125,20 @@ def test_a_question_for_what_the_assistant_said_is_recognised(text: str, asks: b
     assert asked(text).asks_assistant is asks
 
 
+def test_of_a_long_question_the_beginning_and_the_end_are_embedded() -> None:
+    text = "What is this about? " + "word " * 5000 + "Tell me in one sentence."
+    question = asked(text)
+    assert question.text == text
+    assert len(question.dense) < 5000
+    assert question.dense.startswith("What is this about?")
+    assert question.dense.endswith("Tell me in one sentence.")
+
+
+def test_a_question_knows_whether_it_is_english() -> None:
+    assert asked("What is my dog called?").english
+    assert not asked("Wie heißt mein Hund und wo ist er?").english
+
+
 @given(any_text)
 def test_any_question_can_be_read(text: str) -> None:
     question = asked(text)

@@ -109,6 +109,16 @@ def test_the_floor_judges_the_raw_evidence() -> None:
     assert set(order(hits)) == {"words", "near", "far"}
 
 
+def test_an_english_models_scores_count_less_for_a_question_in_another_language() -> None:
+    hits = Hits([hit("words", 2.0), hit("meaning", 1.9)], [hit("meaning", 0.9), hit("words", 0.8)])
+    foreign = PLAIN._replace(english=False)
+    for question, english_model, best in (
+        (PLAIN, True, "meaning"), (foreign, False, "meaning"), (foreign, True, "words"),
+    ):  # fmt: skip
+        found = rescore(hits, question, CONFIG, english_model=english_model)
+        assert found[0].payload["message"] == best
+
+
 @given(st.randoms(use_true_random=False))
 def test_any_hits_give_each_candidate_once_best_first(rng: random.Random) -> None:
     def some() -> list[Hit]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ async def checkpointed(folder: Path) -> bytes:
 
 
 async def test_what_expires_is_invisible_at_once_and_gone_after_the_sweep(tmp_path: Path) -> None:
-    async with opened(tmp_path, ttl={"memory": "700ms"}, budget=SMALL) as strata:
+    async with opened(tmp_path, ttl={"memory": "2s"}, budget=SMALL) as strata:
         for n in range(6):
             last = await say(strata, f"The Canary {n} sings of Xylophons. " * 9, "A canary! " * 9,
                              recall="none")  # fmt: skip
@@ -113,7 +112,7 @@ async def test_what_lives_on_keeps_its_history_and_loses_every_trace_of_what_wen
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as strata:
-        soon = now() + timedelta(milliseconds=600)
+        soon = now() + timedelta(seconds=2)
         await strata.store.append(
             [
                 timed(1, "The Canary sings of Xylophons.", soon),
@@ -147,7 +146,7 @@ async def test_what_lives_on_keeps_its_history_and_loses_every_trace_of_what_wen
 
 async def test_a_title_that_the_user_gave_survives_its_first_message(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
-        soon = now() + timedelta(milliseconds=400)
+        soon = now() + timedelta(seconds=1)
         await strata.store.append([timed(1, "The Canary.", soon), timed(3, "Bruno.", NEVER)])
         await strata.settled()
         await strata.library.change(USER, SESSION, {"title": "Pets"})
@@ -159,7 +158,7 @@ async def test_a_title_that_the_user_gave_survives_its_first_message(tmp_path: P
 
 async def test_an_expired_part_leaves_the_rolled_summary(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
-        soon = now() + timedelta(milliseconds=800)
+        soon = now() + timedelta(seconds=2)
         filler = "We talked about this and that. " * 8
         turns = [timed(1, f"I met the Canary. {filler}", soon)]
         turns += [
@@ -214,16 +213,16 @@ async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None
 # --- a sweep among others' work ----------------------------------------------------------------
 
 
-class BeforeDeleting:
-    """A store in which somebody says something just before the sweeper deletes a session."""
+class JustBefore:
+    """A store in which somebody says something just before the sweeper forgets a session."""
 
     def __init__(self, inner: TurnStore, late: Turn) -> None:
         self._inner = inner
         self._late = late
 
-    async def delete_session(self, key: str, **more: Any) -> int:
+    async def forget_session(self, key: str) -> bool:
         await self._inner.append([self._late])
-        return await self._inner.delete_session(key, **more)
+        return await self._inner.forget_session(key)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -235,7 +234,7 @@ async def test_a_turn_accepted_while_its_session_is_swept_is_not_lost(tmp_path: 
         await strata.store.append([timed(1, "The Canary.", gone)])
         await strata.settled()
         late = timed(3, "My dog is called Bruno.", NEVER)
-        store: Any = BeforeDeleting(strata.store, late)
+        store: Any = JustBefore(strata.store, late)
         locks = SessionLocks()
         shared: dict[str, Any] = {"store": store, "index": strata.index, "locks": locks,
                                   "projection": strata.projection}  # fmt: skip
@@ -243,8 +242,7 @@ async def test_a_turn_accepted_while_its_session_is_swept_is_not_lost(tmp_path: 
             erasing=Erasing(**shared), folding=strata.folding, config=strata.config, **shared
         )
         await expired(gone + timedelta(seconds=1.1))
-        await sweeper.sweep()
-        await store.append([late])
+        assert await sweeper.sweep() == 1
         assert await strata.store.turn(late.id, now=now()) is not None
         assert [t.seq for t in await strata.store.range(KEY, after=0, limit=9)] == [3]
 
@@ -265,14 +263,14 @@ async def test_the_background_sweeps_by_itself(tmp_path: Path) -> None:
 
 
 async def test_an_ended_session_is_gone_and_its_turns_stay_recallable(tmp_path: Path) -> None:
-    async with opened(tmp_path, ttl={"session": "500ms"}, budget=SMALL) as strata:
+    async with opened(tmp_path, ttl={"session": "2s"}, budget=SMALL) as strata:
         for n in range(6):
             last = await say(strata, f"My dog number {n} is called Bruno. " * 9, "Nice. " * 9,
                              recall="none")  # fmt: skip
         await strata.settled()
         session = await strata.library.session(USER, SESSION)
         assert session.summary.text
-        assert session.expires_at == last.recorded_at + timedelta(milliseconds=500)
+        assert session.expires_at == last.recorded_at + timedelta(seconds=2)
         await expired(session.expires_at)
         for sweeps in range(3):
             with pytest.raises(NotFound):
@@ -281,7 +279,7 @@ async def test_an_ended_session_is_gone_and_its_turns_stay_recallable(tmp_path: 
                 await strata.library.messages(USER, SESSION, before=None, limit=9)
             assert (await strata.library.sessions(USER, before=None, limit=9))[0] == []
             found = await strata.library.memories(USER, query="dog Bruno", limit=99)
-            assert len(found.items) == 6
+            assert len(found.items) == 12
             ask = Ask(user=USER, session_id=SESSION, question="What is my dog called?")
             context = await strata.memory.preview(ask)
             assert context.receipt.layers.window.messages == 0
@@ -304,10 +302,10 @@ async def test_an_ended_session_is_gone_and_its_turns_stay_recallable(tmp_path: 
 
 
 async def test_a_session_that_is_used_again_before_the_sweep_goes_on(tmp_path: Path) -> None:
-    async with opened(tmp_path, ttl={"session": "400ms"}) as strata:
+    async with opened(tmp_path, ttl={"session": "1s"}) as strata:
         first = await say(strata, "My dog is called Bruno.")
         await strata.settled()
-        await expired(first.recorded_at + timedelta(milliseconds=400))
+        await expired(first.recorded_at + timedelta(seconds=1))
         again = await say(strata, "Do you remember?", "I do.")
         await strata.sweeper.sweep()
         messages, _ = await strata.library.messages(USER, SESSION, before=None, limit=9)
@@ -315,12 +313,12 @@ async def test_a_session_that_is_used_again_before_the_sweep_goes_on(tmp_path: P
 
 
 async def test_activity_before_the_end_keeps_a_session_alive(tmp_path: Path) -> None:
-    async with opened(tmp_path, ttl={"session": "600ms"}) as strata:
+    async with opened(tmp_path, ttl={"session": "2s"}) as strata:
         first = await say(strata, "My dog is called Bruno.")
         await strata.settled()
-        await expired(first.recorded_at + timedelta(milliseconds=300))
+        await expired(first.recorded_at + timedelta(seconds=1))
         await say(strata, "And my cat Oskar.")
-        await expired(first.recorded_at + timedelta(milliseconds=610))
+        await expired(first.recorded_at + timedelta(seconds=2.01))
         await strata.sweeper.sweep()
         session = await strata.library.session(USER, SESSION)
         assert (session.first_seq, session.last_seq) == (1, 4)
@@ -330,14 +328,14 @@ async def test_activity_before_the_end_keeps_a_session_alive(tmp_path: Path) -> 
 
 
 async def test_memory_that_lives_with_its_session_ends_with_it(tmp_path: Path) -> None:
-    async with opened(tmp_path, ttl={"memory": "session", "session": "500ms"}) as strata:
+    async with opened(tmp_path, ttl={"memory": "session", "session": "2s"}) as strata:
         other = await say(strata, "We live in Zürich.", session="living")
         await strata.library.change(USER, "living", {"ttl_seconds": 3600.0})
         mine = await say(strata, "The Canary sings of Xylophons.")
         await strata.settled()
         assert mine.expires_at == NEVER
         assert "Canary" in await shown(strata)
-        await expired(mine.recorded_at + timedelta(milliseconds=510))
+        await expired(mine.recorded_at + timedelta(seconds=2.01))
         assert "Canary" not in await shown(strata)
         with pytest.raises(NotFound):
             await strata.library.turn(USER, mine.id)
@@ -348,7 +346,7 @@ async def test_memory_that_lives_with_its_session_ends_with_it(tmp_path: Path) -
         assert await strata.store.range(KEY, after=0, limit=9) == []
         assert b"canary" not in await checkpointed(tmp_path)
         found = await strata.library.memories(USER, query="Zürich", limit=9)
-        assert [item.message.content for item in found.items] == ["We live in Zürich."]
+        assert [i.message.content for i in found.items] == ["We live in Zürich.", "Noted."]
 
 
 async def test_an_erase_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
@@ -356,7 +354,8 @@ async def test_an_erase_that_a_crash_cut_short_is_finished(tmp_path: Path) -> No
         await say(strata, "The Canary sings of Xylophons.")
         await strata.settled()
         await strata.store.change_session(KEY, {"erasing": True})
-        assert "Canary" not in await shown(strata)
+        with pytest.raises(NotFound):
+            await strata.library.session(USER, SESSION)
         await strata.sweeper.sweep()
         assert strata.index is not None
         assert await strata.index.count() == 0
@@ -374,4 +373,3 @@ async def test_a_summary_of_the_past_is_never_shown_after_its_time(tmp_path: Pat
         assert "Canary" not in str(await strata.memory.preview(ask))
         shown_session = msgspec.to_builtins(await strata.library.session(USER, SESSION))
         assert "Canary" not in str(shown_session)
-        await asyncio.sleep(0)
