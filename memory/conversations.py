@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from memory.documents import Incoming
 from memory.errors import InvalidInput
-from memory.orchestrator import Incoming
 
 BATCH = 200
 MAX_LINE_BYTES = 1_000_000

@@ -8,26 +8,22 @@ watermark is committed only after the index was flushed.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from memory import sparse
 from memory.config import MemoryConfig
 from memory.embeddings import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailable, StrataError
 from memory.folding import Folding
 from memory.gates import SessionLocks
-from memory.indexes.base import Payload, Point, VectorIndex
+from memory.indexes.base import VectorIndex
 from memory.lifetimes import new_session, session_expiry, title_of
-from memory.models import Message, Session, Turn, now
-from memory.passages import cut, dense_key, lexical_key, point_id
-from memory.question import name_hashes
+from memory.models import Session, Turn, now
+from memory.points import Passage, make_points, passages_of, sparse_vector
 from memory.stores.base import TurnStore
 from memory.tokens import TokenCounter
 from memory.window import turn_tokens
@@ -50,13 +46,6 @@ class _Progress:
     settled: int = 0
     added_tokens: int = 0
     news: bool = True
-
-
-class _Passage(NamedTuple):
-    message: Message
-    turn: Turn
-    number: int
-    text: str
 
 
 class Projection:
@@ -300,8 +289,7 @@ class Projection:
         before = await self._store.history(
             key, now=now(), before=turns[0].seq, first=1, limit=NEIGHBOUR_TURNS
         )
-        earlier, new = _passages(reversed(before)), _passages(turns)
-        line = [*earlier, *new]
+        earlier, new = passages_of(reversed(before)), passages_of(turns)
         with_dense = self._model.state == "ready" and progress.dense == progress.lexical
         vectors: Sequence[list[float] | None] = [None] * len(new)
         failure = None
@@ -310,17 +298,13 @@ class Projection:
                 vectors = await self._embed(new)
             except EmbeddingUnavailable as error:  # words can be found already
                 with_dense, failure = False, error
-        points = [
-            Point(_point_id(p), self._payload(p), _sparse(line, position), vector)
-            for position, (p, vector) in enumerate(
-                zip(new, vectors, strict=True), start=len(earlier)
-            )
-        ]
+        # Off the event loop: an import brings hundreds of passages at once.
+        points = await asyncio.to_thread(make_points, earlier, new, vectors, self._counter)
         if points:
             await index.upsert(points)
             if earlier:  # the passage before has got its next neighbour
-                vector = _sparse(line, len(earlier) - 1)
-                await index.update_sparse([(_point_id(earlier[-1]), vector)])
+                vector = sparse_vector([*earlier, *new], len(earlier) - 1)
+                await index.update_sparse([(earlier[-1].id, vector)])
         progress.lexical = turns[-1].last_seq
         progress.added_tokens += self._tokens(turns)
         if with_dense:
@@ -336,10 +320,10 @@ class Projection:
             return False
         found = await self._store.range(key, after=progress.dense, limit=BATCH_TURNS)
         turns = [turn for turn in _finished(found) if turn.last_seq <= progress.lexical]
-        passages = _passages(turns)
+        passages = passages_of(turns)
         vectors = await self._embed(passages)
         await index.update_dense(
-            [(_point_id(p), vector) for p, vector in zip(passages, vectors, strict=True)]
+            [(p.id, vector) for p, vector in zip(passages, vectors, strict=True)]
         )
         progress.dense = turns[-1].last_seq if turns else progress.lexical
         self._unflushed_points += len(passages)
@@ -347,28 +331,14 @@ class Projection:
 
     async def respell(self, turn: Turn) -> None:
         """The turn has lost its neighbours before it: their words leave its sparse vector."""
-        passages = _passages([turn])
+        passages = passages_of([turn])
         if self._index is not None and passages:
             following = await self._store.range(turn.session_key, after=turn.last_seq, limit=1)
-            line = [*passages, *_passages(following)]
-            await self._index.update_sparse([(_point_id(line[0]), _sparse(line, 0))])
+            line = [*passages, *passages_of(following)]
+            await self._index.update_sparse([(line[0].id, sparse_vector(line, 0))])
 
-    async def _embed(self, passages: Sequence[_Passage]) -> list[list[float]]:
-        return await self._model.documents([dense_key(p.message, p.text) for p in passages])
-
-    def _payload(self, passage: _Passage) -> Payload:
-        message, turn = passage.message, passage.turn
-        return Payload(
-            user=turn.user_key,
-            session=turn.session_key,
-            message=message.id,
-            role=message.role,
-            speakers=name_hashes(turn.user_key, message.speaker) if message.speaker else [],
-            day=message.created_at.toordinal(),
-            tokens=self._counter.count(passage.text),
-            passage=passage.number,
-            expires_at=math.ceil(turn.expires_at.timestamp()),
-        )
+    async def _embed(self, passages: Sequence[Passage]) -> list[list[float]]:
+        return await self._model.documents([p.dense_key for p in passages])
 
 
 def _finished(turns: Sequence[Turn]) -> list[Turn]:
@@ -379,31 +349,3 @@ def _finished(turns: Sequence[Turn]) -> list[Turn]:
             break
         done.append(turn)
     return done
-
-
-def _passages(turns: Iterable[Turn]) -> list[_Passage]:
-    found = []
-    moment = now()
-    for turn in turns:
-        if turn.expires_at <= moment:
-            continue
-        for message in turn.messages:
-            if not message.content or message.status == "forgotten":
-                continue
-            spans = cut(message.content)
-            found += [
-                _Passage(message, turn, n, message.content[span.start : span.end])
-                for n, span in enumerate(spans)
-            ]
-    return found
-
-
-def _point_id(passage: _Passage) -> str:
-    return point_id(passage.message.id, passage.number)
-
-
-def _sparse(line: Sequence[_Passage], position: int) -> sparse.SparseVector:
-    """The document weights of one passage with its neighbours in `line`."""
-    near = line[max(0, position - 1) : position + 2]
-    day = line[position].message.created_at.date()
-    return sparse.embed_document(lexical_key(day, [(p.message, p.text) for p in near]))

@@ -25,7 +25,7 @@ ASGIApp = Callable[[Scope, Any, Send], Awaitable[None]]
 MAX_URL_BYTES = 8_000
 MAX_HEADER_BYTES = 32_000
 MAX_HEADERS = 100
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_LOCAL_HOST = re.compile(r"\A(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?\Z", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"\A[\x21-\x7e]{1,128}\Z")
 
 
@@ -84,8 +84,10 @@ def _refusal(scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         return Problem(
             431, f"more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes of headers"
         )
+    if b"%2f" in scope.get("raw_path", b"").lower():
+        return Problem(404, "no path has an encoded slash")
     host = headers.get(b"host", b"").decode("latin-1")
-    if _host_name(host) not in LOCAL_HOSTS:
+    if not _LOCAL_HOST.match(host):
         return Problem(421, "in local mode Host must be localhost, 127.0.0.1 or [::1]")
     origin = headers.get(b"origin")
     if origin is not None and not _is_local_origin(origin.decode("latin-1")):
@@ -93,16 +95,10 @@ def _refusal(scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
     return None
 
 
-def _host_name(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
-
-
 def _is_local_origin(origin: str) -> bool:
     try:
         parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and _host_name(parts.netloc) in LOCAL_HOSTS
+        return parts.scheme in ("http", "https") and bool(_LOCAL_HOST.match(parts.netloc))
     except ValueError:
         return False
 

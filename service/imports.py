@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from memory.conversations import Batch, batches, load_conversations, read_lines
+from memory.documents import Incoming
 from memory.errors import InvalidInput
-from memory.orchestrator import Incoming
 from service.clients import Client
 from service.problems import Problem
 from service.schemas import check_message, check_session_id

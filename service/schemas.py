@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from memory.config import BudgetConfig, parse_duration
+from memory.documents import Incoming
 from memory.errors import InvalidInput
 from memory.models import (
     NEVER,
@@ -21,7 +22,6 @@ from memory.models import (
     Turn,
     TurnError,
 )
-from memory.orchestrator import Incoming
 
 SESSION_ID = re.compile(r"\A[A-Za-z0-9._:-]{1,128}\Z")
 MAX_MESSAGES = 1000

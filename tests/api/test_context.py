@@ -41,6 +41,7 @@ def test_it_is_what_a_turn_would_send(client: httpx.Client, model: Model, sessio
     record(client, f"{session}-old", f"The {CANARY} jam stands in the cellar")
     indexed(client, f"{session}-old")
     say(client, session, "hello")
+    indexed(client, session)
     model.forget()
     found = context(client, session, "Where is the jam?", system="Be brief.")
     assert set(found) == {"messages", "receipt"}

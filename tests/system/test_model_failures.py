@@ -144,7 +144,7 @@ async def test_what_a_model_may_do_is_no_failure(
     events = await ask(client, session, "hello?")
     assert events[-1].name == "done"
     assert events[-1].data["finish_reason"] == "stop"
-    user, reply = await history(client, session)
+    _, reply = await history(client, session)
     assert reply["status"] == "done"
     assert reply["content"] == text_of(events) == ("" if mode == "empty" else text)
     model.forget()

@@ -14,10 +14,10 @@ ROOT = PACKAGE.parent
 TIERS = (
     ("models", "errors"),
     ("config", "tokens", "passages", "language", "sparse", "question", "packing", "lifetimes",
-     "gates", "scoring", "stores.base", "indexes.base"),
+     "gates", "scoring", "points", "documents", "stores.base", "indexes.base"),
     ("window", "summary", "recall", "context", "stores", "indexes", "embeddings"),
     ("rereading", "folding", "projection", "erasing", "sweeper", "library", "orchestrator",
-     "conversations", "factory"),
+     "opening", "recording", "conversations", "factory"),
 )  # fmt: skip
 WEB = {"litestar", "starlette", "uvicorn", "fastapi", "granian", "service", "evals"}
 ONLY_IN = {
@@ -33,7 +33,7 @@ ONLY_IN = {
 LATE = {"fastembed", "langchain_openai", "openai", "onnxruntime", "qdrant_client", "numpy"}
 MOST_LINES = 400
 # Ceilings for what is longer today; they may only be lowered.
-LONGER = {"memory/orchestrator.py": 485, "memory/stores/sqlite.py": 515}
+LONGER = {"memory/stores/sqlite.py": 515}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
