@@ -33,7 +33,7 @@ def _digest(text: str) -> str:
 
 def user_key(tenant: str, user: str) -> str:
     """32 hex digits that stand for one user of one tenant in every store."""
-    return _digest(f"{tenant}\0{user}")
+    return _digest(f"{len(tenant)}\0{tenant}\0{user}")  # no other pair reads the same
 
 
 def session_key(user: str, session_id: str) -> str:

@@ -37,8 +37,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
         request_id = given.decode("ascii") if _REQUEST_ID.match(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.clear_contextvars()
@@ -59,7 +58,7 @@ class Guard:
             await send(message)
 
         try:
-            problem = _refusal(scope, headers)
+            problem = _refusal(scope)
             if problem is not None:
                 await _send_problem(problem, request_id, tell)
             else:
@@ -75,7 +74,7 @@ class Guard:
             )
 
 
-def _refusal(scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
+def _refusal(scope: Scope) -> Problem | None:
     url = len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"])
     if url > MAX_URL_BYTES:
         return Problem(414, f"the URL is longer than {MAX_URL_BYTES} bytes")
@@ -86,13 +85,16 @@ def _refusal(scope: Scope, headers: dict[bytes, bytes]) -> Problem | None:
         )
     if b"%2f" in scope.get("raw_path", b"").lower():
         return Problem(404, "no path has an encoded slash")
-    host = headers.get(b"host", b"").decode("latin-1")
-    if not _LOCAL_HOST.match(host):
+    hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
+    if len(hosts) != 1 or not _LOCAL_HOST.match(hosts[0]):
         return Problem(421, "in local mode Host must be localhost, 127.0.0.1 or [::1]")
-    origin = headers.get(b"origin")
-    if origin is not None and not _is_local_origin(origin.decode("latin-1")):
+    if not all(_is_local_origin(origin) for origin in origins):
         return Problem(403, "in local mode requests from other origins are refused")
     return None
+
+
+def _values(scope: Scope, header: bytes) -> list[str]:
+    return [value.decode("latin-1") for name, value in scope["headers"] if name == header]
 
 
 def _is_local_origin(origin: str) -> bool:

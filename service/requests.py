@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from litestar import Request
 from litestar.datastructures import State
+from litestar.exceptions import InternalServerException
 
 from memory import User
 from service.problems import Problem
@@ -18,8 +19,9 @@ class StrictRequest(Request[User, Any, State]):
         if media_type != "application/json":
             raise Problem(415, "send the body as application/json")
         try:
-            body = await self.body()
-            value = msgspec.json.decode(body)
+            value = msgspec.json.decode(await self.body())
+        except InternalServerException:  # Litestar's word for a client that left
+            raise Problem(400, "the body broke off") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, f"the body is not JSON: {error}") from None
         if not isinstance(value, dict):
