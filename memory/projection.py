@@ -83,7 +83,7 @@ class Projection:
     async def behind(self) -> int:
         """How many sessions (at most a page) have news that is not projected yet. What is done
         but waits for the next flush of the index does not count."""
-        waiting = await self._store.pending()
+        waiting = await self._store.pending(finished=True)
         return sum(not self._is_caught_up(key) for key in waiting)
 
     def _is_caught_up(self, key: str) -> bool:
@@ -142,7 +142,7 @@ class Projection:
     async def run_once(self, *, raising: bool = False) -> bool:
         """One batch for every pending session; True when anything was done."""
         worked = False
-        for key in await self._store.pending():
+        for key in await self._store.pending(finished=True):
             failures, not_before = self._failures.get(key, (0, 0.0))
             if not raising and time.monotonic() < not_before:
                 continue

@@ -14,14 +14,18 @@ from service.problems import Problem
 
 
 class StrictRequest(Request[User, Any, State]):
+    async def body(self) -> bytes:
+        try:
+            return await super().body()
+        except InternalServerException:  # Litestar's word for a client that left
+            raise Problem(400, "the body broke off") from None
+
     async def json(self) -> Any:
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json":
             raise Problem(415, "send the body as application/json")
         try:
             value = msgspec.json.decode(await self.body())
-        except InternalServerException:  # Litestar's word for a client that left
-            raise Problem(400, "the body broke off") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Problem(400, f"the body is not JSON: {error}") from None
         if not isinstance(value, dict):

@@ -86,8 +86,11 @@ class TurnStore(Protocol):
         `before` = (created_at, id) of the last one seen."""
         ...
 
-    async def pending(self, *, user_key: str | None = None, limit: int = PAGE) -> list[str]:
-        """Keys of sessions with turns that some projection has not seen, oldest first."""
+    async def pending(
+        self, *, user_key: str | None = None, finished: bool = False, limit: int = PAGE
+    ) -> list[str]:
+        """Keys of sessions with turns that some projection has not seen, oldest first; with
+        `finished`, of those alone in which such a turn has ended."""
         ...
 
     async def settle(self, session_key: str, *, through: int) -> None:

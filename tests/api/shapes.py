@@ -153,11 +153,12 @@ def memories(client: httpx.Client, **query: Any) -> Any:
 
 
 def indexed(client: httpx.Client, session: str) -> None:
-    """Return once everything of the session is found by meaning and by words."""
+    """Return once the session's last message is found by meaning and by words."""
+    last = history(client, session)["messages"][-1]
 
-    def through() -> bool:
-        found = client.get(f"/v1/sessions/{session}").json()
-        last = history(client, session)["messages"][-1]["seq"]
-        return bool(found["lexical_through"] >= last and found["dense_through"] >= last)
+    def found() -> bool:
+        items = memories(client, q=last["content"][:300], session_id=session)["memories"]
+        ranks = [(i["dense_rank"], i["lexical_rank"]) for i in items if i["seq"] == last["seq"]]
+        return bool(ranks) and None not in ranks[0]
 
-    wait_for(through, within_seconds=20)
+    wait_for(found, within_seconds=20, what=f"finding {last['content'][:300]!r}")

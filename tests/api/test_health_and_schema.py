@@ -73,7 +73,7 @@ def test_schemathesis_finds_no_server_error(service: Service) -> None:
 
         @given(case=operation.as_strategy())
         @settings(
-            max_examples=25,
+            max_examples=40,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from system.process import wait_for
 
 from api.conftest import CANARY
 from api.shapes import (
@@ -42,8 +43,8 @@ def test_a_session_tells_what_it_holds(client: httpx.Client, session: str) -> No
         metadata={}, facts_through=0,
         summary={"text": "", "version": 0, "covers_through": 0},
     )  # fmt: skip
-    indexed(client, session)
-    assert get(client, session)["lexical_through"] == 2
+    wait_for(lambda: get(client, session)["lexical_through"] == 2, within_seconds=20)
+    wait_for(lambda: get(client, session)["dense_through"] == 2, within_seconds=20)
     record(client, session, "one more")
     assert get(client, session)["messages"] == 3
 
@@ -182,7 +183,6 @@ def test_a_session_that_is_deleted_while_it_answers_ends_the_stream(
     """API.md: error code `erased`."""
     from threading import Thread
 
-    from system.process import wait_for
     from system.streams import parse_all
 
     model.mode("slow", delay=0.1, text="word " * 15)

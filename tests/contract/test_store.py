@@ -331,8 +331,10 @@ async def test_a_running_turn_is_never_settled(store: TurnStore) -> None:
     await store.append([mine])
     await store.settle(KEY, through=99)
     assert await store.pending() == [KEY]
+    assert await store.pending(finished=True) == []
     await store.save(finished(mine))
     assert await store.pending() == [KEY], "its answer was not seen by anyone"
+    assert await store.pending(finished=True) == [KEY]
     await store.settle(KEY, through=2)
     assert await store.pending() == []
 

@@ -19,6 +19,7 @@ from memory.models import Message, Session, now, session_key
 from memory.passages import cut
 from memory.projection import BATCH_TURNS
 from memory.sparse import SparseVector, embed_query
+from memory.stores.base import PAGE
 from unit.builders import (
     SESSION,
     USER,
@@ -155,6 +156,17 @@ async def test_a_running_turn_waits_for_its_end(strata: Strata) -> None:
     await strata.settled()
     assert await points(strata) == 3
     assert await strata.store.pending() == []
+
+
+async def test_many_running_turns_do_not_hold_up_the_finished_ones(strata: Strata) -> None:
+    for n in range(PAGE):
+        ask = Ask(user=USER, session_id=f"running {n}", question="hello", recall="none")
+        await strata.memory.accept(ask)
+    await tell(strata, "My dog is called Bruno.")
+    assert await strata.projection.behind() == 1
+    await strata.settled()
+    assert await points(strata) == 1
+    assert await strata.projection.behind() == 0
 
 
 # --- the session document --------------------------------------------------------------------

@@ -29,9 +29,9 @@ async def test_a_second_process_is_kept_out_until_the_first_has_ended(tmp_path: 
 async def test_every_commit_is_synced_and_what_is_deleted_is_overwritten(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "strata.db")
     await store.open()
-    assert store._writer is not None
+    assert store._db._writer is not None
     pragmas = {
-        name: store._writer.execute(f"PRAGMA {name}").fetchone()[0]
+        name: store._db._writer.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("journal_mode", "synchronous", "secure_delete")
     }
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1}
