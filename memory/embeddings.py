@@ -131,7 +131,8 @@ class DenseModel:
         try:
             return await loop.run_in_executor(pool, work, embeddings)
         except Exception as error:  # onnxruntime, openai and httpx have no common base
-            raise EmbeddingUnavailable(f"{type(error).__name__}: {error}") from error
+            # Its name alone: an endpoint's error can quote the texts, and this one is logged.
+            raise EmbeddingUnavailable(type(error).__name__) from error
 
     def close(self) -> None:
         self._queries.shutdown(wait=False, cancel_futures=True)

@@ -29,6 +29,14 @@ UrlOption = Annotated[
 UserOption = Annotated[str, typer.Option("--user", help="whose memory")]
 
 
+_KEYS = {
+    "store": "store.url",
+    "index": "index.url",
+    "embedding": "embedding.provider, embedding.path, embedding.base_url",
+    "model": "model.base_url, model.api_key",
+}
+
+
 class FileFormat(StrEnum):
     lines = "lines"
     conversations = "conversations"
@@ -120,7 +128,7 @@ def check(config: ConfigOption = None, url: UrlOption = None) -> None:
             if isinstance(part, dict):
                 print(f"{name:<11} " + "  ".join(f"{k}={v}" for k, v in part.items()))
                 if part["status"] not in ("ok", "off", "loading"):
-                    bad.append(name)
+                    bad.append(f"{name} (see {_KEYS.get(name, name)})")
         if bad:
             _fail(f"not working: {', '.join(bad)}")
         print("everything works")

@@ -88,8 +88,10 @@ async def _probe_model(services: Services) -> dict[str, Any]:
             async with httpx.AsyncClient(timeout=PROBE_SECONDS) as client:
                 code = (await client.get(url, headers=headers)).status_code
             status = "ok" if code < 500 and code not in (401, 403) else f"answers {code}"
+            if code in (401, 403):
+                status += ": see model.api_key"
         except httpx.HTTPError as error:
-            status = f"unreachable: {type(error).__name__}"
+            status = f"unreachable ({type(error).__name__}): see model.base_url"
         services.probes["model"] = (time.monotonic(), status)
     if status == "ok":
         return {"status": "ok", "name": services.model_name}

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 from hypothesis import HealthCheck, settings
 from unit.builders import counter as exact
 from unit.builders import opened
 
-from memory import MemoryConfig, Strata, User
+from memory import Strata
 from memory.tokens import TiktokenCounter
 
 settings.register_profile(
@@ -25,12 +23,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("strata")
-
-
-class Opener(Protocol):
-    def __call__(
-        self, config: MemoryConfig | None = None, **parts: object
-    ) -> AbstractAsyncContextManager[Strata]: ...
 
 
 @pytest.fixture
@@ -44,11 +36,6 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 @pytest.fixture(scope="session")
 def counter() -> TiktokenCounter:
     return exact()
-
-
-@pytest.fixture
-def anna() -> User:
-    return User("acme", "anna")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""PROMISES.md, "Bad input", configuration: the key and the fix are named, the exit code is not 0."""
+"""PROMISES.md, "Bad input", configuration: key and fix are named, the exit code is not 0."""
 
 from __future__ import annotations
 
@@ -112,7 +112,6 @@ def test_a_part_that_cannot_be_reached_fails_the_check_and_is_named(folder: Path
     done = strata("check", folder=folder, model={"base_url": nowhere}, embedding=BY_WORDS)
     assert done.returncode != 0
     assert "model.base_url" in done.stdout + done.stderr
-    assert "127.0.0.1:9" in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 

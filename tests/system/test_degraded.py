@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from system.conftest import BY_WORDS
-from system.process import Model, serving, strata
+from system.process import Model, serving, strata, wait_for
 from system.streams import answer, ask, until
 
 FACT = "My sister Valentina restores grand pianos in Trieste."
@@ -117,7 +117,9 @@ async def test_an_embedding_endpoint_that_hangs_delays_neither_the_start_nor_an_
             projector={"interval": "50ms"},
         ) as service,
     ):
-        told = next(line for line in service.child.lines() if line["event"] == "serving")
+        told = wait_for(
+            lambda: next((x for x in service.child.lines() if x["event"] == "serving"), None)
+        )
         assert told["seconds"] < 3
         async with service.client() as client:
             ready = (await client.get("/health/ready")).json()
