@@ -70,6 +70,7 @@ def running_turn(
         recorded_at=moment,
         expires_at=expiry_of(moment, ttl),
         metadata=metadata,
+        counter=counter.name,
     )
 
 
@@ -114,6 +115,7 @@ def recorded_turn(
         created_at=said,
         recorded_at=moment,
         expires_at=expiry_of(moment, ttl),
+        counter=counter.name,
     )
 
 
@@ -147,3 +149,14 @@ def interrupted(turn: Turn) -> Turn:
     """A running turn that nobody runs any more."""
     answer = turn.assistant and msgspec.structs.replace(turn.assistant, status="interrupted")
     return msgspec.structs.replace(turn, status="interrupted", assistant=answer)
+
+
+def recounted(turn: Turn, counter: TokenCounter) -> Turn:
+    """The turn with tokens of this counter: what another one counted would break the budget."""
+    if turn.counter == counter.name:
+        return turn
+    user, assistant = (
+        message and msgspec.structs.replace(message, tokens=counter.count(message.content))
+        for message in (turn.user, turn.assistant)
+    )
+    return msgspec.structs.replace(turn, user=user, assistant=assistant, counter=counter.name)

@@ -197,6 +197,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     error: TurnError | None = None
     metadata: dict[str, Any] | None = None
     model: str | None = None
+    counter: str = ""  # by which the tokens of its messages were counted
 
     @property
     def messages(self) -> tuple[Message, ...]:

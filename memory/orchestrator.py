@@ -20,6 +20,7 @@ from memory.context import Material, assemble, check_question
 from memory.documents import (
     Incoming,
     answered,
+    recounted,
     running_turn,
 )
 from memory.errors import SessionBusy, StoreUnavailable, TurnLost
@@ -188,7 +189,7 @@ class Memory:
             question=ask.question,
             system=ask.system,
             summary=summary,
-            turns=_finished(turns),
+            turns=[recounted(turn, self.counter) for turn in _finished(turns)],
             recalled=recalled,
             degraded=degraded,
             previous_marks=next((t.prefix_marks for t in reversed(turns) if t.prefix_marks), ()),

@@ -34,10 +34,14 @@ REPLY_OVERHEAD_TOKENS = 3
 
 
 class TokenCounter(Protocol):
-    """`estimated` is True unless the counts are those of the model's own encoding."""
+    """`estimated` is True unless the counts are those of the model's own encoding; `name` tells
+    which counts agree with each other."""
 
     @property
     def estimated(self) -> bool: ...
+
+    @property
+    def name(self) -> str: ...
 
     def count(self, text: str) -> int: ...
 
@@ -46,6 +50,7 @@ class EstimatedCounter:
     """One token per three UTF-8 bytes: holds for Chinese too, where characters / 4 does not."""
 
     estimated = True
+    name = "bytes/3"
 
     def count(self, text: str) -> int:
         return math.ceil(len(text.encode("utf-8", "surrogatepass")) / 3)
@@ -53,6 +58,8 @@ class EstimatedCounter:
 
 class TiktokenCounter:
     """Exact o200k_base counts; `estimated` says whether the model really reads that encoding."""
+
+    name = _ENCODING
 
     def __init__(self, *, estimated: bool) -> None:
         self.estimated = estimated

@@ -58,7 +58,12 @@ class Database:
         connection = sqlite3.connect(
             self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "secure_delete=ON",
+            "cache_size=-1000",
+        ):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
