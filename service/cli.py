@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,6 +18,8 @@ from rich.console import Console
 from memory.errors import ConfigError, StrataError
 from service.settings import Settings, forget_foreign_variables, load_settings
 from service.telemetry import configure_logging
+
+SETTLE_SECONDS = 10.0
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -109,6 +112,10 @@ def chat(
         check_session_id(session)
         async with connect(settings, url=url, user=user) as client:
             await chat_(client, session, Console())
+            # What was said is stored; that it can be found at once next time is worth a moment.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_SECONDS):
+                    await client.settled()
 
     _run(work())
 

@@ -68,12 +68,12 @@ class Database:
         return connection
 
     async def close(self) -> None:
-        def work() -> None:
-            for connection in (self._reader, self._writer):
-                if connection is not None:
-                    connection.close()
-
-        await self._write(work)
+        # Each on its own thread: a connection that is closed under a running query takes the
+        # whole process with it.
+        if self._reader is not None:
+            await self._on(self._read_thread, self._reader.close)
+        if self._writer is not None:
+            await self._write(self._writer.close)
         self._write_thread.shutdown(wait=True)
         self._read_thread.shutdown(wait=True)
         if self._lock is not None:

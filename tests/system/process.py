@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -248,3 +248,31 @@ def strata(
         timeout=within_seconds,
         check=False,
     )
+
+
+_MANY = """
+import contextlib, io, json, os, sys
+from typer.testing import CliRunner
+from service.cli import app
+for folder, arguments in json.load(sys.stdin):
+    os.chdir(folder)
+    result = CliRunner().invoke(app, arguments)
+    said = {"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
+    print(json.dumps(said), flush=True)
+"""
+
+
+def strata_many(
+    calls: Sequence[tuple[Path, Sequence[str]]], **groups: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Commands one after the other in one process, as code, stdout and stderr of each."""
+    done = subprocess.run(
+        [sys.executable, "-c", _MANY],
+        env=environment(**variables(groups)),
+        input=json.dumps([(str(folder), list(arguments)) for folder, arguments in calls]),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
