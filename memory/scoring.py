@@ -56,7 +56,7 @@ def rescore(
             continue
         score = config.sparse_weight * lexical[point] + dense_weight * dense[point]
         scored.append((score + boosts.of(payload), point))
-    scored.sort(key=lambda pair: (-pair[0], *_place(payloads[pair[1]])))
+    scored.sort(key=lambda pair: -pair[0])
     scored = _spread(scored, payloads, config.repeat_weight)
     bonus = _session_bonus(scored, payloads, config.session_weight)
     candidates = [

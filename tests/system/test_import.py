@@ -167,24 +167,6 @@ def test_conversations_that_are_none_are_refused(tmp_path_factory: Any) -> None:
         assert "Traceback" not in said["stderr"]
 
 
-def test_a_command_that_fails_at_once_ends_with_its_message(folder: Path) -> None:
-    """Whatever the background was doing: 8 processes, none of them crashes."""
-    (folder / "lines.ndjson").write_bytes(b"\xff")
-    command = [sys.executable, "-m", "service", "import", "lines.ndjson"]
-    for _ in range(2):
-        running = []
-        for n in range(4):
-            own = {**QUICK, "store": {"url": f"sqlite:///{n}/strata.db"}}
-            env = environment(**variables(own))
-            running.append(
-                subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, text=True)
-            )
-        for process in running:
-            _, stderr = process.communicate(timeout=30)
-            assert process.returncode == 1
-            assert stderr.startswith("strata: line 1: ")
-
-
 def test_a_large_file_is_read_in_constant_memory(folder: Path) -> None:
     """PROMISES.md has 1 GB; here 1 and 6 MB, by the peak of the importing process."""
     peaks = []

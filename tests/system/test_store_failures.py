@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 from system.conftest import BY_WORDS
-from system.process import Model, serving, strata
+from system.process import Model, environment, serving, strata
 from system.streams import answer, ask, asking, history, text_of, until
 
 
@@ -119,3 +121,38 @@ async def test_a_second_service_on_the_same_folder_is_refused(model: Model, fold
         assert "in use by another process" in done.stderr
         async with service.client() as client:
             assert (await client.get("/health/ready")).status_code == 200
+
+
+CLOSED_UNDER_A_QUERY = """
+import asyncio, pathlib
+from memory.stores.database import Database
+
+SLOW = (
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000)"
+    " SELECT count(*) FROM n"
+)
+
+async def main():
+    for number in range(5):
+        path = pathlib.Path(f"{number}/strata.db")
+        database = Database(path, schema="", timeout_seconds=1)
+        await database.open()
+        reading = asyncio.create_task(database.rows(SLOW, ()))
+        await asyncio.sleep(0.01 * number)
+        reading.cancel()
+        await database.close()
+    print("closed")
+
+asyncio.run(main())
+"""
+
+
+def test_a_store_that_is_closed_under_a_query_does_not_take_the_process_with_it(
+    folder: Path,
+) -> None:
+    """A cancelled read still runs on its thread: SQLite then crashed the whole process."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_UNDER_A_QUERY], cwd=folder, env=environment(),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "closed\n"), done.stderr
