@@ -254,22 +254,23 @@ _MANY = """
 import contextlib, io, json, os, sys
 from typer.testing import CliRunner
 from service.cli import app
-for folder, arguments in json.load(sys.stdin):
+calls, text = json.load(sys.stdin)
+for folder, arguments in calls:
     os.chdir(folder)
-    result = CliRunner().invoke(app, arguments)
+    result = CliRunner().invoke(app, arguments, input=text)
     said = {"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
     print(json.dumps(said), flush=True)
 """
 
 
 def strata_many(
-    calls: Sequence[tuple[Path, Sequence[str]]], **groups: Mapping[str, Any]
+    calls: Sequence[tuple[Path, Sequence[str]]], *, text: str = "", **groups: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Commands one after the other in one process, as code, stdout and stderr of each."""
     done = subprocess.run(
         [sys.executable, "-c", _MANY],
         env=environment(**variables(groups)),
-        input=json.dumps([(str(folder), list(arguments)) for folder, arguments in calls]),
+        input=json.dumps([[(str(folder), list(given)) for folder, given in calls], text]),
         capture_output=True,
         text=True,
         timeout=120,

@@ -14,7 +14,7 @@ from system.conftest import BY_WORDS
 from system.process import Model, serving
 from system.streams import Event, answer, ask, asking, history, text_of, until
 
-KILLS = int(os.environ.get("STRATA_KILLS", "5"))
+KILLS = int(os.environ.get("STRATA_KILLS", "4"))
 SESSIONS = 6
 
 

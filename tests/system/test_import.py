@@ -168,9 +168,9 @@ def test_conversations_that_are_none_are_refused(tmp_path_factory: Any) -> None:
 
 
 def test_a_large_file_is_read_in_constant_memory(folder: Path) -> None:
-    """PROMISES.md has 1 GB; here 1 and 6 MB, by the peak of the importing process."""
+    """PROMISES.md has 1 GB; here 1 and 5 MB, by the peak of the importing process."""
     peaks = []
-    for megabytes in (1, 6):
+    for megabytes in (1, 5):
         path = folder / f"{megabytes}.ndjson"
         with path.open("w") as file:
             for n in range(megabytes * 500):
