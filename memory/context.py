@@ -118,16 +118,14 @@ def assemble(material: Material, *, budget: BudgetConfig, counter: TokenCounter)
 
     inside = {message.id for message in shown.counted}
     fresh = [item for item in material.recalled.items if item.message.id not in inside]
-    recall_room = min(budget.recall_tokens, left)
-    allowance = recall_room - counter.count(window.JOIN)
-    while fresh and allowance > 0:
-        packed = pack(fresh, budget_tokens=allowance, counter=counter)
-        filled = _Draft(frame, shown, packed, counter)
-        over = filled.recall_tokens - recall_room
-        if over <= 0:
-            draft = filled
-            break
-        allowance -= over  # where block and question meet, a token more than was foreseen
+    if fresh:
+        packed = pack(
+            fresh,
+            budget_tokens=min(budget.recall_tokens, left),
+            counter=counter,
+            measure=draft.tokens_with,
+        )
+        draft = _Draft(frame, shown, packed, counter)
     return draft.context(budget, must_cut)
 
 
@@ -149,8 +147,7 @@ class _Draft:
     ) -> None:
         material = frame.material
         self.material, self.shown, self.packed = material, shown, packed
-        last = window.JOIN.join(p for p in (shown.trailing, packed.text, material.question) if p)
-        opening = window.JOIN.join(p for p in (shown.trailing, material.question) if p)
+        self._counter = counter
         stored = {m.content: m.tokens for m in shown.counted}
         self.costs = [
             MESSAGE_OVERHEAD_TOKENS
@@ -160,17 +157,32 @@ class _Draft:
         self.messages = (
             ChatMessage("system", frame.system_text),
             *shown.messages,
-            ChatMessage("user", last),
+            ChatMessage("user", self._last(packed.text)),
         )
         self.system_tokens = frame.system_tokens
         self.summary_tokens = frame.summary_tokens
         self.question_tokens = frame.question_tokens
-        opening_tokens = _last_tokens(opening, counter) if shown.trailing else self.question_tokens
-        last_tokens = _last_tokens(last, counter) if packed.text else opening_tokens
-        self.window_tokens = sum(self.costs) + opening_tokens - self.question_tokens
-        self.recall_tokens = last_tokens - opening_tokens
-        self.used_tokens = self.system_tokens + self.summary_tokens + sum(self.costs) + last_tokens
+        self._opening_tokens = (
+            _last_tokens(self._last(""), counter) if shown.trailing else self.question_tokens
+        )
+        self.window_tokens = sum(self.costs) + self._opening_tokens - self.question_tokens
+        self.recall_tokens = self.tokens_with(packed.text)
+        self.used_tokens = (
+            self.system_tokens
+            + self.summary_tokens
+            + self.window_tokens
+            + self.question_tokens
+            + self.recall_tokens
+        )
         self.estimated = counter.estimated
+
+    def tokens_with(self, block: str) -> int:
+        """What the recall block adds to the last message, the seams included."""
+        return _last_tokens(self._last(block), self._counter) - self._opening_tokens if block else 0
+
+    def _last(self, block: str) -> str:
+        parts = (self.shown.trailing, block, self.material.question)
+        return window.JOIN.join(part for part in parts if part)
 
     def context(self, budget: BudgetConfig, must_cut: bool) -> Context:
         material = self.material

@@ -201,7 +201,10 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        return tuple(m for m in (self.user, self.assistant) if m is not None)
+        user, assistant = self.user, self.assistant
+        if user is None:
+            return () if assistant is None else (assistant,)
+        return (user,) if assistant is None else (user, assistant)
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

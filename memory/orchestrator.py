@@ -117,16 +117,16 @@ class Memory:
         """
         budget = ask.budget or self._config.budget
         check_question(ask.question, ask.system, budget, self.counter)
-        inside, recalled = self._begin_recall(ask)
+        shown, recalled = self._begin_recall(ask)
         try:
             at_once = self._gates.is_free(ask.key)
             await self._gates.acquire(ask.key, wait_seconds=self._config.session.wait)
             if not at_once:
                 # What was found before the wait does not know the turns that ended meanwhile.
                 recalled.cancel()
-                inside, recalled = self._begin_recall(ask)
+                shown, recalled = self._begin_recall(ask)
             try:
-                session, turns, turn = await self._insert(ask, inside)
+                session, turns, turn = await self._insert(ask, shown)
             except BaseException:
                 self._gates.release(ask.key)
                 raise
@@ -137,12 +137,10 @@ class Memory:
         return Accepted(ask=ask, turn=turn, session=session, turns=turns, recalled=recalled)
 
     async def _insert(
-        self, ask: Ask, inside: asyncio.Future[frozenset[str]]
+        self, ask: Ask, shown: asyncio.Future[Sequence[Turn]]
     ) -> tuple[Session, Sequence[Turn], Turn]:
         for _race in range(_RACES):
             session, loaded = await self._opening.session(ask.user, ask.session_id)
-            if not inside.done():
-                inside.set_result(self._shown(ask, _window_turns(session, loaded)))
             turn = running_turn(
                 ask.user,
                 ask.session_id,
@@ -153,7 +151,9 @@ class Memory:
                 metadata=ask.metadata,
             )
             if await self._store.append([turn]):
-                return session, _window_turns(session, loaded), turn
+                turns = _window_turns(session, loaded)
+                shown.set_result(turns)
+                return session, turns, turn
         raise SessionBusy(1.0)
 
     async def context(self, accepted: Accepted) -> Context:
@@ -165,11 +165,11 @@ class Memory:
         """What a turn would send now; nothing is stored, an unknown session is an empty one."""
         budget = ask.budget or self._config.budget
         check_question(ask.question, ask.system, budget, self.counter)
-        inside, recalled = self._begin_recall(ask)
+        shown, recalled = self._begin_recall(ask)
         try:
             session, loaded = await self._opening.session(ask.user, ask.session_id, restart=False)
             turns = _window_turns(session, loaded)
-            inside.set_result(self._shown(ask, turns))
+            shown.set_result(turns)
             return self._assemble(ask, session, turns, await recalled)
         finally:
             recalled.cancel()
@@ -269,18 +269,18 @@ class Memory:
 
     def _begin_recall(
         self, ask: Ask
-    ) -> tuple[asyncio.Future[frozenset[str]], asyncio.Task[Recalled]]:
-        """The search beside the read of the session; it is told what the window will show."""
-        inside: asyncio.Future[frozenset[str]] = asyncio.get_running_loop().create_future()
-        return inside, asyncio.create_task(self._recalled(ask, inside))
+    ) -> tuple[asyncio.Future[Sequence[Turn]], asyncio.Task[Recalled]]:
+        """The search beside the read of the session; it is told which turns the window has."""
+        shown: asyncio.Future[Sequence[Turn]] = asyncio.get_running_loop().create_future()
+        return shown, asyncio.create_task(self._recalled(ask, shown))
 
-    def _shown(self, ask: Ask, turns: Sequence[Turn]) -> frozenset[str]:
+    def _inside(self, ask: Ask, turns: Sequence[Turn]) -> frozenset[str]:
         """The ids of the messages that the window will most likely hold."""
         room = (ask.budget or self._config.budget).window_tokens
         chosen, _ = window.select(_finished(turns), budget_tokens=room, counter=self.counter)
         return frozenset(m.id for turn in chosen for m in window.living(turn))
 
-    async def _recalled(self, ask: Ask, inside: asyncio.Future[frozenset[str]]) -> Recalled:
+    async def _recalled(self, ask: Ask, shown: asyncio.Future[Sequence[Turn]]) -> Recalled:
         budget = ask.budget or self._config.budget
         if ask.recall == "none" or budget.recall_tokens == 0:
             return Recalled()
@@ -290,13 +290,16 @@ class Memory:
             session=ask.key if ask.recall == "session" else None,
             now=now(),
             deadline=ask.recall_deadline,
+            after=shown,
         )
+        if not ranked.candidates:
+            return Recalled(degraded=ranked.degraded)
         try:
             return await reread(
                 ranked,
                 store=self._store,
                 user=ask.user.key,
-                inside=await inside,
+                inside=self._inside(ask, await shown),
                 budget_tokens=budget.recall_tokens,
                 ttl=self._config.ttl,
             )

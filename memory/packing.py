@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from typing import NamedTuple
 
@@ -37,12 +37,18 @@ class _Choice(NamedTuple):
 
 
 def pack(
-    recollections: Iterable[Recollection], *, budget_tokens: int, counter: TokenCounter
+    recollections: Iterable[Recollection],
+    *,
+    budget_tokens: int,
+    counter: TokenCounter,
+    measure: Callable[[str], int] | None = None,
 ) -> Packed:
     """Take recollections in their order while they fit; render; drop the last while it is over.
 
     A message of at most three passages is taken whole when that fits, else the passage.
+    `measure` tells what the rendered block costs where it will stand (alone by default).
     """
+    measure = measure or counter.count
     chosen: dict[str, _Choice] = {}
     spans: dict[str, list[Span]] = {}
     used = counter.count(f"{OPEN}\n{CLOSE}")
@@ -81,7 +87,7 @@ def pack(
             skips += 1
             left_out += 1
     text = _render(chosen.values(), spans)
-    while order and counter.count(text) > budget_tokens:
+    while order and measure(text) > budget_tokens:
         message_id, passage = order.pop()
         choice = chosen[message_id]
         rest = [n for n in choice.passages if n != passage]

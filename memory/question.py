@@ -84,9 +84,10 @@ def name_hashes(user: str, speaker: str) -> list[str]:
 def read(text: str, *, user: str, speakers: frozenset[str]) -> Question:
     """Understand a question of `user`, in whose memory `speakers` (hashed names) take part."""
     english = language.detect(text) == "english"
-    names = {
-        word: hashed for word in _name_like(text) if (hashed := name_hash(user, word)) in speakers
-    }
+    names = {}
+    if speakers:
+        hashes = ((word, name_hash(user, word)) for word in _name_like(text))
+        names = {word: hashed for word, hashed in hashes if hashed in speakers}
     dense = _first_person(text, names) if english else text
     if len(dense) > DENSE_CHARACTERS:
         # A model reads no more than about this, and takes long for it; the question itself

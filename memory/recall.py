@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -19,7 +19,7 @@ from memory.config import RecallConfig
 from memory.embeddings import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
 from memory.indexes.base import VectorIndex
-from memory.question import read
+from memory.question import Question, read
 from memory.scoring import Candidate, rescore
 
 # Of the deadline: what is left is for the search itself, by words if the vector is late.
@@ -32,6 +32,12 @@ class Ranked(NamedTuple):
     """Best first. `degraded` names "recall" (nothing was searched) or "embedding" (by words)."""
 
     candidates: list[Candidate]
+    degraded: tuple[str, ...]
+
+
+class _Asked(NamedTuple):
+    question: Question
+    vector: list[float] | None
     degraded: tuple[str, ...]
 
 
@@ -51,16 +57,22 @@ class Recall:
         now: datetime,
         session: str | None = None,
         deadline: float | None = None,
+        after: asyncio.Future[Any] | None = None,
     ) -> Ranked:
-        """Search within `deadline` seconds (the configured one by default, inf = none)."""
+        """Search within `deadline` seconds (the configured one by default, inf = none). A search
+        in this process begins `after` the store was read: it would keep the event loop from
+        what comes next."""
         if self._index is None:
             return Ranked([], ("recall",))
         seconds = self._config.deadline if deadline is None else deadline
         try:
-            async with asyncio.timeout(None if math.isinf(seconds) else seconds):
-                return await self._search(
-                    self._index, question, user, now, session, seconds * EMBEDDING_SHARE
-                )
+            async with asyncio.timeout(None if math.isinf(seconds) else seconds) as limit:
+                index = self._index
+                asked = await self._read(index, question, user, seconds * EMBEDDING_SHARE)
+                if index.in_process and after is not None:
+                    limit.reschedule(None)
+                    await after
+                return await self._search(index, asked, user, now, session)
         except (IndexUnavailable, TimeoutError) as error:
             log.warning("recall.failed", error=type(error).__name__, detail=str(error)[:200])
             return Ranked([], ("recall",))
@@ -68,32 +80,30 @@ class Recall:
             log.error("recall.crashed", error=type(error).__name__)
             return Ranked([], ("recall",))
 
-    async def _search(
-        self,
-        index: VectorIndex,
-        text: str,
-        user: str,
-        now: datetime,
-        session: str | None,
-        embedding_seconds: float,
-    ) -> Ranked:
+    async def _read(
+        self, index: VectorIndex, text: str, user: str, embedding_seconds: float
+    ) -> _Asked:
         question = read(text, user=user, speakers=await index.speakers(user))
-        degraded: tuple[str, ...] = ()
-        vector = None
         try:
             async with asyncio.timeout(
                 None if math.isinf(embedding_seconds) else embedding_seconds
             ):
-                vector = await self._model.query(question.dense)
+                return _Asked(question, await self._model.query(question.dense), ())
         except (EmbeddingUnavailable, TimeoutError):
-            degraded = ("embedding",)  # what words find is better than nothing
+            # What words find is better than nothing.
+            return _Asked(question, None, ("embedding",))
+
+    async def _search(
+        self, index: VectorIndex, asked: _Asked, user: str, now: datetime, session: str | None
+    ) -> Ranked:
         hits = await index.search(
             user=user,
             session=session,
-            sparse=sparse.embed_query(question.text),
-            dense=vector,
+            sparse=sparse.embed_query(asked.question.text),
+            dense=asked.vector,
             limit=self._config.candidates,
             now=now,
         )
         english = self._model.english_only
-        return Ranked(rescore(hits, question, self._config, english_model=english), degraded)
+        ranked = rescore(hits, asked.question, self._config, english_model=english)
+        return Ranked(ranked, asked.degraded)

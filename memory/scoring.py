@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from datetime import date
+from operator import itemgetter
 from typing import NamedTuple
 
 from memory.config import RecallConfig
@@ -21,6 +22,10 @@ FOREIGN_DENSE_SHARE = 0.3
 LENGTH_CAP_TOKENS = 80
 LENGTH_UNIT_TOKENS = 30
 _LENGTHS = [math.log(max(n, 1) / LENGTH_UNIT_TOKENS) for n in range(LENGTH_CAP_TOKENS + 1)]
+
+
+_Scored = tuple[float, Hashable, Features]
+_SCORE = itemgetter(0)
 
 
 class Candidate(NamedTuple):
@@ -43,47 +48,50 @@ def rescore(
     dense_weight = config.dense_weight
     if english_model and not question.english:
         dense_weight *= FOREIGN_DENSE_SHARE
-    lexical = _z_scores(hits.lexical, payloads)
-    dense = _z_scores(hits.dense, payloads)
-    lexical_rank = {hit.id: rank for rank, hit in enumerate(hits.lexical, 1)}
-    dense_rank = {hit.id: rank for rank, hit in enumerate(hits.dense, 1)}
-    kept = _above_floor(hits, config.floor) if config.floor else payloads.keys()
-
-    boosts = _Boosts(question, config)
-    scored = []
-    for point, payload in payloads.items():
-        if point not in kept:
-            continue
-        score = config.sparse_weight * lexical[point] + dense_weight * dense[point]
-        scored.append((score + boosts.of(payload), point))
-    scored.sort(key=lambda pair: -pair[0])
-    scored = _spread(scored, payloads, config.repeat_weight)
-    bonus = _session_bonus(scored, payloads, config.session_weight)
+    scores = [
+        config.sparse_weight * lexical + dense_weight * dense + boost
+        for lexical, dense, boost in zip(
+            _z_scores(hits.lexical, payloads),
+            _z_scores(hits.dense, payloads),
+            _boosts(payloads.values(), question, config),
+            strict=True,
+        )
+    ]
+    of = zip(scores, payloads, payloads.values(), strict=True)
+    scored: list[_Scored] = sorted(of, key=_SCORE, reverse=True)
+    if config.floor:
+        kept = _above_floor(hits, config.floor)
+        scored = [one for one in scored if one[1] in kept]
+    scored = _spread(scored, config.repeat_weight)
+    bonus = _session_bonus(scored, config.session_weight)
+    lexical_rank = {hit.id: rank for rank, hit in enumerate(hits.lexical, 1)}.get
+    dense_rank = {hit.id: rank for rank, hit in enumerate(hits.dense, 1)}.get
     candidates = [
         Candidate(
-            payloads[point],
-            score + bonus[payloads[point]["session"]],
-            dense_rank.get(point),
-            lexical_rank.get(point),
+            payload, score + bonus[payload["session"]], dense_rank(point), lexical_rank(point)
         )
-        for score, point in scored
+        for score, point, payload in scored
     ]
-    candidates.sort(key=lambda c: (-c.score, *_place(c.payload)))
+    candidates.sort(key=_place)
     return candidates
 
 
-def _place(payload: Features) -> tuple[str, int]:
-    """Settles ties, so that the same index always ranks alike."""
-    return payload["message"], payload["passage"]
+def _place(candidate: Candidate) -> tuple[float, str, int]:
+    """Best first; ties are settled, so that the same index always ranks alike."""
+    payload, score, _, _ = candidate
+    return -score, payload["message"], payload["passage"]
 
 
-def _z_scores(hits: Sequence[Hit], union: Iterable[Hashable]) -> dict[Hashable, float]:
-    scores = {hit.id: hit.score for hit in hits}
-    lowest = min(scores.values(), default=0.0)
-    values = {point: scores.get(point, lowest) for point in union}
-    mean = math.fsum(values.values()) / len(values)
-    deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values.values()) / len(values))
-    return {point: (v - mean) / deviation if deviation else 0.0 for point, v in values.items()}
+def _z_scores(hits: Sequence[Hit], union: Collection[Hashable]) -> list[float]:
+    """In the order of the union."""
+    if not hits:
+        return [0.0] * len(union)
+    scores = {point: score for point, score, _ in hits}
+    lowest = min(scores.values())
+    values = [scores.get(point, lowest) for point in union]
+    mean = math.fsum(values) / len(values)
+    deviation = math.sqrt(math.fsum([(v - mean) ** 2 for v in values]) / len(values))
+    return [(v - mean) / deviation if deviation else 0.0 for v in values]
 
 
 def _above_floor(hits: Hits, floor: float) -> set[Hashable]:
@@ -91,53 +99,45 @@ def _above_floor(hits: Hits, floor: float) -> set[Hashable]:
     return {hit.id for hit in hits.lexical} | {hit.id for hit in hits.dense if hit.score >= floor}
 
 
-class _Boosts:
-    """What a passage gains or loses beside its two scores; the same for equal days and lengths."""
-
-    def __init__(self, question: Question, config: RecallConfig) -> None:
-        self._question = question
-        self._config = config
-        self._user = 0.0 if question.asks_assistant else config.role_weight
-        self._days: dict[int, float] = {}
-
-    def of(self, payload: Features) -> float:
-        speakers = payload["speakers"]
-        boost = -self._config.length_weight * _LENGTHS[min(payload["tokens"], LENGTH_CAP_TOKENS)]
+def _boosts(
+    payloads: Iterable[Features], question: Question, config: RecallConfig
+) -> Iterator[float]:
+    """What each passage gains or loses beside its two scores."""
+    user = 0.0 if question.asks_assistant else config.role_weight
+    lengths = [-config.length_weight * length for length in _LENGTHS]
+    days: dict[int, float] = {}
+    for payload in payloads:
+        tokens, speakers = payload["tokens"], payload["speakers"]
+        boost = lengths[tokens if tokens < LENGTH_CAP_TOKENS else LENGTH_CAP_TOKENS]
         if not speakers:
             if payload["role"] == "user":
-                boost += self._user
-        elif not self._question.names.isdisjoint(speakers):
-            boost += self._config.speaker_weight
-        if self._question.dates:
-            boost += self._of_day(payload["day"])
-        return boost
-
-    def _of_day(self, day: int) -> float:
-        if day not in self._days:
-            match = date_match(self._question.dates, date.fromordinal(day))
-            self._days[day] = self._config.date_weight * match
-        return self._days[day]
+                boost += user
+        elif not question.names.isdisjoint(speakers):
+            boost += config.speaker_weight
+        if question.dates:
+            day = payload["day"]
+            if day not in days:
+                match = date_match(question.dates, date.fromordinal(day))
+                days[day] = config.date_weight * match
+            boost += days[day]
+        yield boost
 
 
-def _spread(
-    scored: Sequence[tuple[float, Hashable]], payloads: dict[Hashable, Features], weight: float
-) -> list[tuple[float, Hashable]]:
+def _spread(scored: Iterable[_Scored], weight: float) -> list[_Scored]:
     """`weight` less for each better passage of the same message."""
-    seen: dict[str, int] = defaultdict(int)
+    seen: dict[str, int] = {}
     spread = []
-    for score, point in scored:
-        message = payloads[point]["message"]
-        spread.append((score - weight * seen[message], point))
-        seen[message] += 1
+    for score, point, payload in scored:
+        better = seen.get(payload["message"], 0)
+        seen[payload["message"]] = better + 1
+        spread.append((score - weight * better, point, payload))
     return spread
 
 
-def _session_bonus(
-    scored: Sequence[tuple[float, Hashable]], payloads: dict[Hashable, Features], weight: float
-) -> dict[str, float]:
+def _session_bonus(scored: Iterable[_Scored], weight: float) -> dict[str, float]:
     """`weight` × the mean of each session's three best."""
     of_session: dict[str, list[float]] = defaultdict(list)
-    for score, point in scored:
-        of_session[payloads[point]["session"]].append(score)
+    for score, _, payload in scored:
+        of_session[payload["session"]].append(score)
     best = {name: sorted(scores, reverse=True)[:3] for name, scores in of_session.items()}
     return {name: weight * math.fsum(top) / len(top) for name, top in best.items()}

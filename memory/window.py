@@ -36,7 +36,7 @@ def living(turn: Turn) -> list[Message]:
 
 def turn_tokens(turn: Turn, counter: TokenCounter) -> int:
     """What a turn costs in the window at most."""
-    return sum(_message_tokens(message, counter) for message in living(turn))
+    return sum([_message_tokens(message, counter) for message in living(turn)])
 
 
 def select(

@@ -27,12 +27,8 @@ class Payload(TypedDict):
     expires_at: int  # seconds since 1970, rounded up
 
 
-# What a search brings along; by the rest it only filters.
-FEATURES = ["session", "message", "role", "speakers", "day", "tokens", "passage"]
-
-
 class Features(TypedDict):
-    """The part of a payload that ranking needs."""
+    """The part of a payload that ranking needs; by the rest a search only filters."""
 
     session: str
     message: str
@@ -41,6 +37,21 @@ class Features(TypedDict):
     day: int
     tokens: int
     passage: int
+
+
+FEATURES = list(Features.__annotations__)
+
+
+def features(payload: Payload) -> Features:
+    return Features(
+        session=payload["session"],
+        message=payload["message"],
+        role=payload["role"],
+        speakers=payload["speakers"],
+        day=payload["day"],
+        tokens=payload["tokens"],
+        passage=payload["passage"],
+    )
 
 
 class Point(NamedTuple):
@@ -64,6 +75,8 @@ class Hits(NamedTuple):
 
 
 class VectorIndex(Protocol):
+    in_process: bool  # its search runs on the event loop
+
     async def open(self) -> bool:
         """True when the index is new (or was emptied): everything has to be projected again."""
         ...
