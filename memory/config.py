@@ -94,10 +94,31 @@ class StoreConfig(Group):
     url: str = "sqlite:///.strata/strata.db"
     timeout: Duration = 2.0
 
+    @property
+    def embedded(self) -> bool:
+        """For one process only."""
+        return self.url.startswith("sqlite:")
+
 
 class IndexConfig(Group):
     url: str = "edge:///.strata/index"
+    api_key: SecretStr | None = None
+    collection: Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")] = "strata"
+    payload_text: bool = False
     timeout: Duration = 2.0
+
+    @property
+    def embedded(self) -> bool:
+        """For one process only."""
+        return self.url.startswith("edge:")
+
+    @model_validator(mode="after")
+    def _no_text_in_files(self) -> IndexConfig:
+        if self.payload_text and not self.url.startswith(("http://", "https://")):
+            raise ValueError(
+                "payload_text needs a Qdrant server (url = http://…): embedded files hold no text"
+            )
+        return self
 
 
 class EmbeddingConfig(Group):

@@ -59,31 +59,48 @@ def file_path(url: str, scheme: str) -> Path | None:
 
 
 def make_store(config: MemoryConfig) -> TurnStore:
-    path = file_path(config.store.url, "sqlite")
-    if path is None:
-        raise ConfigError(
-            "store.url",
-            f"{config.store.url.split('://')[0]}://… is not supported here",
-            "use sqlite:///folder/file.db (relative) or sqlite:////folder/file.db (absolute)",
-        )
-    from memory.stores.sqlite import SqliteStore
+    url, timeout = config.store.url, config.store.timeout
+    if path := file_path(url, "sqlite"):
+        from memory.stores.sqlite import SqliteStore
 
-    return SqliteStore(path, timeout_seconds=config.store.timeout)
+        return SqliteStore(path, timeout_seconds=timeout)
+    if url.startswith(("mongodb://", "mongodb+srv://")):
+        from memory.stores.mongo import MongoStore
+
+        return MongoStore(url, timeout_seconds=timeout, purge_grace_seconds=config.ttl.purge_grace)
+    raise ConfigError(
+        "store.url",
+        f"{url.partition('://')[0]}://… is not supported here",
+        "use sqlite:///folder/file.db (relative), sqlite:////folder/file.db (absolute) or "
+        "mongodb://host/database",
+    )
 
 
 def make_index(config: MemoryConfig) -> VectorIndex | None:
-    if config.index.url == "none":
+    url = config.index.url
+    if url == "none":
         return None
-    path = file_path(config.index.url, "edge")
-    if path is None:
-        raise ConfigError(
-            "index.url",
-            f"{config.index.url.split('://')[0]}://… is not supported here",
-            "use edge:///folder (relative), edge:////folder (absolute) or none",
-        )
-    from memory.indexes.edge import EdgeIndex
+    if path := file_path(url, "edge"):
+        from memory.indexes.edge import EdgeIndex
 
-    return EdgeIndex(path)
+        return EdgeIndex(path)
+    if url.startswith(("http://", "https://")):
+        from memory.indexes.qdrant import QdrantIndex
+
+        key = config.index.api_key
+        return QdrantIndex(
+            url,
+            api_key=key.get_secret_value() if key else None,
+            collection=config.index.collection,
+            timeout_seconds=config.index.timeout,
+            payload_text=config.index.payload_text,
+        )
+    raise ConfigError(
+        "index.url",
+        f"{url.partition('://')[0]}://… is not supported here",
+        "use edge:///folder (relative), edge:////folder (absolute), http(s)://host:port of a "
+        "Qdrant server, or none",
+    )
 
 
 @asynccontextmanager

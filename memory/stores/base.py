@@ -23,6 +23,8 @@ class Loaded(NamedTuple):
 
 
 class TurnStore(Protocol):
+    exclusive: bool  # one process owns it: what it did not write itself, nobody writes
+
     async def open(self) -> None: ...
 
     async def close(self) -> None: ...
@@ -46,7 +48,8 @@ class TurnStore(Protocol):
         ...
 
     async def interrupt_running(self) -> int:
-        """Mark every running turn interrupted (only where one process owns the store)."""
+        """Mark every running turn interrupted (only where one process owns the store; else it
+        does nothing, and leases decide)."""
         ...
 
     async def turn(self, turn_id: str, *, now: datetime) -> Turn | None:
@@ -121,6 +124,15 @@ class TurnStore(Protocol):
         self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
     ) -> bool:
         """Set fields. With `summary_version` only if the summary still has that version."""
+        ...
+
+    async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:
+        """Take the session for `worker` until then, unless another worker has it still. False,
+        too, for a session without a document. Claimed again, it is prolonged."""
+        ...
+
+    async def release(self, key: str, *, worker: str) -> None:
+        """Give a claim back; harmless when it is another's by now."""
         ...
 
     async def put_segment(self, segment: Segment) -> None: ...

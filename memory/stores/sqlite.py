@@ -33,6 +33,8 @@ from memory.stores.rows import (
 class SqliteStore:
     """A `TurnStore` in the file `path`; an exclusive lock on its folder keeps others out."""
 
+    exclusive = True
+
     def __init__(self, path: Path, *, timeout_seconds: float = 2.0) -> None:
         self._db = Database(path, schema=SCHEMA, timeout_seconds=timeout_seconds)
 
@@ -276,6 +278,12 @@ class SqliteStore:
             return True
 
         return await self._db.transaction(work)
+
+    async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:
+        return await self.session(key) is not None  # there is nobody else
+
+    async def release(self, key: str, *, worker: str) -> None:
+        pass
 
     async def put_segment(self, segment: Segment) -> None:
         def work(db: sqlite3.Connection) -> None:

@@ -278,6 +278,8 @@ class LateModel(DenseModel):
 class IndexAround:
     """Passes everything on to a real index; subclasses break one thing."""
 
+    in_process = True
+
     def __init__(self, inner: VectorIndex) -> None:
         self.inner = inner
 
