@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from memory import sparse
-from memory.indexes.base import Payload, Point
+from memory.indexes.base import Document, Payload, Point
 from memory.models import Message, Turn, now
 from memory.passages import cut, dense_key, lexical_key, point_id
 from memory.question import name_hashes
@@ -69,7 +69,7 @@ def make_points(
     """Points of the `new` passages, which follow the `earlier` ones in their session."""
     line = [*earlier, *new]
     return [
-        Point(p.id, _payload(p, counter), sparse_vector(line, position), vector)
+        Point(p.id, _payload(p, counter), sparse_vector(line, position), vector, _document(p))
         for position, (p, vector) in enumerate(zip(new, vectors, strict=True), start=len(earlier))
     ]
 
@@ -87,3 +87,17 @@ def _payload(passage: Passage, counter: TokenCounter) -> Payload:
         passage=passage.number,
         expires_at=math.ceil(turn.expires_at.timestamp()),
     )
+
+
+def _document(passage: Passage) -> Document:
+    message, turn = passage.message, passage.turn
+    metadata = {
+        "user": turn.user_key,
+        "session_id": turn.session_id,
+        "message_id": message.id,
+        "role": message.role,
+        "created_at": message.created_at.isoformat(),
+    }
+    if message.speaker:
+        metadata["speaker"] = message.speaker
+    return Document(page_content=passage.text, metadata=metadata)

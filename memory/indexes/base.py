@@ -14,7 +14,7 @@ from memory.sparse import SparseVector
 
 
 class Payload(TypedDict):
-    """Features of a passage; no text, no name, no client's session id."""
+    """Features of a passage; no text, no name, no client's session id (`Document` has those)."""
 
     user: str
     session: str
@@ -54,11 +54,19 @@ def features(payload: Payload) -> Features:
     )
 
 
+class Document(TypedDict):
+    """A passage as langchain-qdrant lays it out. Only an index that was told to keeps it."""
+
+    page_content: str
+    metadata: dict[str, str]  # user (key), session_id, message_id, role, created_at, speaker
+
+
 class Point(NamedTuple):
     id: str
     payload: Payload
     sparse: SparseVector
     dense: list[float] | None
+    document: Document | None = None
 
 
 class Hit(NamedTuple):
