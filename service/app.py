@@ -11,7 +11,7 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from service.auth import provide_user
+from service.auth import make_auth
 from service.guard import ASGIApp, Guard
 from service.health import Health
 from service.lifespan import Services, open_services
@@ -45,10 +45,11 @@ def create_app(settings: Settings, services: Services | None = None) -> ASGIApp:
             app.state.services = opened
             yield
 
+    auth = make_auth(settings)
     app = Litestar(
         route_handlers=[Turns, Sessions, Memories, Health],
         lifespan=[lifespan],
-        dependencies={"user": Provide(provide_user), "services": Provide(provide_services)},
+        dependencies={"user": Provide(auth.user), "services": Provide(provide_services)},
         exception_handlers={Exception: respond},
         logging_config=None,
         request_class=StrictRequest,
@@ -61,4 +62,4 @@ def create_app(settings: Settings, services: Services | None = None) -> ASGIApp:
             render_plugins=[SchemaPage(), JsonRenderPlugin()],
         ),
     )
-    return Guard(cast(ASGIApp, app))
+    return Guard(cast(ASGIApp, app), auth)

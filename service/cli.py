@@ -82,12 +82,10 @@ def serve(
     """Serve over HTTP. Works without any configuration."""
     settings = _settings(config)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    if given:
-        try:
-            server = type(settings.server)(**{**settings.server.model_dump(), **given})
-        except ValueError as error:
-            _fail(ConfigError("server", str(error).splitlines()[2].strip()))
-        settings = settings.model_copy(update={"server": server})
+    try:
+        settings = settings.serving(**given)
+    except ConfigError as error:
+        _fail(error)
     configure_logging(settings.server.log_level)
     from service.server import serve as serve_
 

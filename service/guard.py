@@ -1,6 +1,6 @@
 """The outermost ASGI layer: what is refused before anything is parsed, request ids, access log.
 
-Local mode is only local: a foreign Host (DNS rebinding) or Origin is turned away here.
+Who may ask at all is told by service/auth.py; no credential, no look at anything else.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
 import structlog
 
+from service.auth import Auth
 from service.problems import MEDIA_TYPE, Problem
 
 log = structlog.get_logger("strata.http")
@@ -25,13 +25,13 @@ ASGIApp = Callable[[Scope, Any, Send], Awaitable[None]]
 MAX_URL_BYTES = 8_000
 MAX_HEADER_BYTES = 32_000
 MAX_HEADERS = 100
-_LOCAL_HOST = re.compile(r"\A(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?\Z", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"\A[\x21-\x7e]{1,128}\Z")
 
 
 class Guard:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, auth: Auth) -> None:
         self._app = app
+        self._auth = auth
 
     async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +58,7 @@ class Guard:
             await send(message)
 
         try:
-            problem = _refusal(scope)
+            problem = _malformed(scope) or self._auth.refusal(scope)
             if problem is not None:
                 await _send_problem(problem, request_id, tell)
             else:
@@ -74,7 +74,7 @@ class Guard:
             )
 
 
-def _refusal(scope: Scope) -> Problem | None:
+def _malformed(scope: Scope) -> Problem | None:
     url = len(scope.get("raw_path") or scope["path"].encode()) + len(scope["query_string"])
     if url > MAX_URL_BYTES:
         return Problem(414, f"the URL is longer than {MAX_URL_BYTES} bytes")
@@ -85,24 +85,7 @@ def _refusal(scope: Scope) -> Problem | None:
         )
     if b"%2f" in scope.get("raw_path", b"").lower():
         return Problem(404, "no path has an encoded slash")
-    hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
-    if len(hosts) != 1 or not _LOCAL_HOST.match(hosts[0]):
-        return Problem(421, "in local mode Host must be localhost, 127.0.0.1 or [::1]")
-    if not all(_is_local_origin(origin) for origin in origins):
-        return Problem(403, "in local mode requests from other origins are refused")
     return None
-
-
-def _values(scope: Scope, header: bytes) -> list[str]:
-    return [value.decode("latin-1") for name, value in scope["headers"] if name == header]
-
-
-def _is_local_origin(origin: str) -> bool:
-    try:
-        parts = urlsplit(origin)
-        return parts.scheme in ("http", "https") and bool(_LOCAL_HOST.match(parts.netloc))
-    except ValueError:
-        return False
 
 
 async def _send_problem(problem: Problem, request_id: str, send: Send) -> None:
@@ -112,6 +95,7 @@ async def _send_problem(problem: Problem, request_id: str, send: Send) -> None:
         (b"content-length", str(len(body)).encode()),
         # The rest of the request is not read.
         (b"connection", b"close"),
+        *((name.lower().encode(), value.encode()) for name, value in problem.headers().items()),
     ]
     await send({"type": "http.response.start", "status": problem.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

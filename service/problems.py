@@ -71,9 +71,12 @@ class Problem(Exception):
         )
 
     def headers(self) -> dict[str, str]:
-        if self.retry_after_seconds is None:
-            return {}
-        return {"Retry-After": str(max(1, math.ceil(self.retry_after_seconds)))}
+        headers = {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"  # RFC 9110 asks for it
+        if self.retry_after_seconds is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_seconds)))
+        return headers
 
 
 def from_error(error: BaseException) -> Problem:

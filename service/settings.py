@@ -6,25 +6,39 @@ Unknown keys are errors that name the nearest known one. Secrets never appear in
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 import tomllib
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from memory.config import Duration, Group, MemoryConfig
 from memory.errors import ConfigError
+from service.keys import AuthConfig
 
 DEFAULT_FILE = Path("strata.toml")
 _PREFIX = "STRATA_"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_HOST_NAME = re.compile(r"\A(\[[0-9a-f:.]+\]|[a-z0-9._-]{1,253})\Z")
+_PASSWORD = re.compile(r"(://[^/@:]*:)[^/@]+@")
 _SIZES = {"b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3}
 
 
@@ -74,10 +88,6 @@ class ModelConfig(Group):
         return self.base_url is None and self.key is None
 
 
-class AuthConfig(Group):
-    mode: Literal["local"] = "local"
-
-
 class LimitsConfig(Group):
     body: Size = 256_000
     message: Size = 64_000
@@ -88,16 +98,16 @@ class ServerConfig(Group):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     workers: Annotated[int, Field(ge=1)] = 1
     grace: Duration = 20.0
+    allowed_hosts: tuple[str, ...] = ()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("host")
+    @field_validator("allowed_hosts")
     @classmethod
-    def _loopback(cls, value: str) -> str:
-        if value not in ("127.0.0.1", "::1", "localhost"):
-            raise ValueError(
-                "auth.mode = local serves loopback only: use 127.0.0.1, ::1 or localhost"
-            )
-        return value
+    def _names_only(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not _HOST_NAME.match(name.lower()):
+                raise ValueError("names of hosts only, without scheme and port: chat.example.org")
+        return tuple(name.lower() for name in value)
 
     @field_validator("workers")
     @classmethod
@@ -118,6 +128,38 @@ class Settings(BaseSettings, MemoryConfig):
     auth: AuthConfig = AuthConfig()
     limits: LimitsConfig = LimitsConfig()
     server: ServerConfig = ServerConfig()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        self.fit_together()
+        return self
+
+    def fit_together(self) -> None:
+        """Check what depends on more than one group. Raises ConfigError."""
+        if self.auth.mode == "local":
+            if self.server.host not in LOOPBACK:
+                raise ConfigError(
+                    "server.host",
+                    "auth.mode = local serves loopback only",
+                    "use 127.0.0.1, ::1 or localhost; or set auth.mode = keys with auth.keys, "
+                    "which `strata token --key` makes",
+                )
+            if self.server.allowed_hosts:
+                raise ConfigError(
+                    "server.allowed_hosts",
+                    "auth.mode = local answers to localhost, 127.0.0.1 and [::1] only",
+                    "leave it out, or set auth.mode = keys",
+                )
+
+    def serving(self, **given: Any) -> Settings:
+        """These settings with other values in `server`. Raises ConfigError."""
+        try:
+            server = ServerConfig(**{**self.server.model_dump(), **given})
+        except ValidationError as error:
+            raise _first(error, "server") from None
+        changed = self.model_copy(update={"server": server})
+        changed.fit_together()
+        return changed
 
     def memory(self) -> MemoryConfig:
         """The library's part."""
@@ -178,6 +220,13 @@ def load_settings(path: Path | None = None) -> Settings:
         return chosen()
     except ValidationError as error:
         raise _first(error) from None
+    except SettingsError as error:
+        raise _not_json(str(error)) from None
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown and logged."""
+    return _PASSWORD.sub(r"\1********@", url)
 
 
 def _check_variables() -> None:
@@ -190,13 +239,37 @@ def _check_variables() -> None:
             raise ConfigError(name, f"unknown group {group!r}", _nearest(group, Settings))
 
 
-def _first(error: ValidationError) -> ConfigError:
+def _not_json(text: str) -> ConfigError:
+    """Names the variable of the group that pydantic-settings names; its value is not shown."""
+    found = re.search(r'field "(\w+)"', text)
+    group = found[1] if found else ""
+    for name, value in os.environ.items():
+        if name.upper().startswith(f"{_PREFIX}{group.upper()}") and not _is_json(name, value):
+            return ConfigError(name, "is not JSON", "lists and tables are JSON")
+    return ConfigError(group or "configuration", "a variable is not JSON")
+
+
+def _is_json(name: str, value: str) -> bool:
+    """Whether it is, or need not be because a text or a number is expected."""
+    group, _, key = name.removeprefix(_PREFIX).lower().partition("__")
+    field = _model_at([group]).model_fields.get(key)
+    if field is not None and get_origin(field.annotation) is not tuple:
+        return True
+    try:
+        json.loads(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _first(error: ValidationError, *group: str) -> ConfigError:
     detail = error.errors(include_url=False, include_input=False)[0]
-    parts = [str(part) for part in detail["loc"]]
-    key = ".".join(parts) or "configuration"
+    place = [*group, *detail["loc"]]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]
+    key = key or "configuration"
     if detail["type"] == "extra_forbidden":
-        known = _model_at(parts[:-1])
-        return ConfigError(key, "unknown key", _nearest(parts[-1], known))
+        known = _model_at([part for part in place[:-1] if isinstance(part, str)])
+        return ConfigError(key, "unknown key", _nearest(str(place[-1]), known))
     return ConfigError(key, detail["msg"].removeprefix("Value error, "))
 
 
@@ -212,11 +285,10 @@ def _model_at(parts: list[str]) -> type[BaseModel]:
 
 
 def _as_model(annotation: Any) -> type[BaseModel] | None:
-    options = get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return None
+    """The model in `Model`, `Model | None`, `tuple[Model, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_as_model, get_args(annotation))), None)
 
 
 def _nearest(name: str, model: type[BaseModel]) -> str:
