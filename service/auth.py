@@ -15,14 +15,12 @@ import structlog
 from litestar import Request
 
 from memory import User
-from service.keys import NAME, AuthKey, find_key
+from service.keys import DEFAULT_USER, NAME, TENANT, AuthKey, find_key
 from service.problems import Problem
 from service.settings import Settings
 
 log = structlog.get_logger("strata.auth")
 
-TENANT = "local"
-DEFAULT_USER = "local"
 _LOCAL_HOST = re.compile(r"\A(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?\Z", re.IGNORECASE)
 _HOST = re.compile(r"\A(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?\Z", re.IGNORECASE)
 _BEARER = re.compile(r"\Abearer +([A-Za-z0-9._~+/-]{1,512}=*)\Z", re.IGNORECASE)

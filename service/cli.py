@@ -1,22 +1,39 @@
-"""The command line: serve, chat, check, config, import. `strata --help`."""
+"""The command line: serve, chat, check, config, import, export, token. `strata --help`."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel, SecretStr, ValidationError
 from rich.console import Console
 
 from memory.errors import ConfigError, StrataError
-from service.settings import Settings, forget_foreign_variables, load_settings
+from service.keys import (
+    DEFAULT_USER,
+    TENANT,
+    AuthKey,
+    digest_of,
+    find_key,
+    new_key,
+    owner,
+    to_paste,
+)
+from service.settings import (
+    Settings,
+    forget_foreign_variables,
+    load_settings,
+    without_password,
+)
 from service.telemetry import configure_logging
 
 SETTLE_SECONDS = 10.0
@@ -29,8 +46,16 @@ ConfigOption = Annotated[
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="a running service, else the stores are opened here")
 ]
-UserOption = Annotated[str, typer.Option("--user", help="whose memory")]
-
+UserOption = Annotated[
+    str | None, typer.Option("--user", help="whose memory (with a key: its own)")
+]
+TenantOption = Annotated[
+    str | None, typer.Option("--tenant", help="of the user, when the stores are opened here")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--key", envvar="STRATA_KEY", help="for a service with auth.mode = keys"),
+]
 
 _KEYS = {
     "store": "store.url",
@@ -97,7 +122,9 @@ def chat(
     session: Annotated[str, typer.Argument(help="the session's id")] = "terminal",
     config: ConfigOption = None,
     url: UrlOption = None,
-    user: UserOption = "local",
+    user: UserOption = None,
+    tenant: TenantOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Chat in the terminal; /context shows the receipt of the last answer."""
     settings = _settings(config)
@@ -108,7 +135,7 @@ def chat(
 
     async def work() -> None:
         check_session_id(session)
-        async with connect(settings, url=url, user=user) as client:
+        async with connect(settings, url=url, user=user, tenant=tenant, key=key) as client:
             await chat_(client, session, Console())
             # What was said is stored; that it can be found at once next time is worth a moment.
             with suppress(TimeoutError):
@@ -126,7 +153,7 @@ def check(config: ConfigOption = None, url: UrlOption = None) -> None:
     from service.clients import connect
 
     async def work() -> None:
-        async with connect(settings, url=url, user="local") as client:
+        async with connect(settings, url=url) as client:
             ready = await client.ready()
         bad = []
         for name, part in ready.items():
@@ -153,12 +180,20 @@ def show_config(config: ConfigOption = None) -> None:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, SecretStr):
-        return '"********"'
-    if isinstance(value, BaseModel):
-        return value.model_dump_json()
-    if value == float("inf"):
-        return '"never"'
+    match value:
+        case SecretStr():
+            return '"********"'
+        case BaseModel():
+            pairs = [f"{k} = {_toml(v)}" for k, v in value if v is not None]
+            return "{ " + ", ".join(pairs) + " }"
+        case tuple():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case datetime():
+            return value.isoformat()
+        case str():
+            return json.dumps(without_password(value))
+        case float() if value == float("inf"):
+            return '"never"'
     return json.dumps(value)
 
 
@@ -170,6 +205,8 @@ def import_(
     user: Annotated[
         str | None, typer.Option("--user", help="whose memory (default: local, or the file's)")
     ] = None,
+    tenant: TenantOption = None,
+    key: KeyOption = None,
     format_: Annotated[FileFormat, typer.Option("--format")] = FileFormat.lines,
 ) -> None:
     """Import NDJSON lines, or conversations with labelled evidence. Resumable by id."""
@@ -180,10 +217,74 @@ def import_(
 
     async def work() -> None:
         console = Console(stderr=True)
-        async with connect(settings, url=url, user=user or "local") as client:
-            found = read(file, format_=format_.value, user=user)
+        whose = owner(settings.auth, user=user, tenant=tenant, key=key)
+        named = user or (key and find_key(key, settings.auth.keys))
+        async with connect(settings, url=url, user=user, tenant=tenant, key=key) as client:
+            found = read(file, format_=format_.value, user=whose.name if named else None)
             done = await import_batches(found, client, console, max_bytes=settings.limits.message)
             print(f"{done.accepted} messages imported, {done.duplicates} were there already")
             await client.settled()
 
     _run(work())
+
+
+@app.command("export")
+def export(
+    user: Annotated[str | None, typer.Argument(help="whose memory (with a key: its own)")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="else standard output")
+    ] = None,
+    config: ConfigOption = None,
+    url: UrlOption = None,
+    tenant: TenantOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Export all that a user said and was told as NDJSON lines, which `import` reads."""
+    settings = _settings(config)
+    configure_logging("error")
+    from service.clients import connect
+    from service.exports import export_lines, written
+
+    if user is None and key is None:
+        _fail("say whose memory: strata export USER")
+
+    async def work() -> None:
+        console = Console(stderr=True)
+        async with connect(settings, url=url, user=user, tenant=tenant, key=key) as client:
+            with written(output) as file:
+                done = await export_lines(client, file.write, console)
+        without = f", {done.skipped} without text left out" if done.skipped else ""
+        said = f"{done.messages} messages of {done.sessions} sessions exported{without}"
+        console.print(said, highlight=False, soft_wrap=True)
+
+    _run(work())
+
+
+@app.command()
+def token(
+    key: Annotated[bool, typer.Option("--key", help="make a key for auth.mode = keys")] = False,
+    id_: Annotated[str | None, typer.Option("--id", help="its name in logs")] = None,
+    tenant: Annotated[str, typer.Option(help="of the user")] = TENANT,
+    user: Annotated[str, typer.Option(help="who speaks with it")] = DEFAULT_USER,
+) -> None:
+    """Print a fresh key, once, and what to configure for it. Nothing is stored.
+
+    Tenant and user are those of local mode unless given, so that its memories stay reachable.
+    """
+    if not key:
+        _fail("say what to make: strata token --key")
+    made = new_key()
+    try:
+        entry = AuthKey.model_validate(
+            {
+                "id": id_ or f"key-{secrets.token_hex(3)}",
+                "sha256": digest_of(made),
+                "tenant": tenant,
+                "user": user,
+            }
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        _fail(f"--{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}")
+    print(made)
+    print(to_paste(entry))

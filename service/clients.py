@@ -12,14 +12,17 @@ import httpx
 import msgspec
 
 from memory import Incoming, User
-from memory.errors import StrataError
-from service.auth import TENANT
+from memory.errors import InvalidInput, NotFound, StrataError
+from memory.models import Message
+from service.keys import find_key, owner
 from service.lifespan import Services, open_services
-from service.schemas import TurnBody
+from service.schemas import HistoryOut, SessionOut, SessionsOut, TurnBody, session_out
 from service.server import serve_file
 from service.settings import Settings
 
 BODY_BYTES = 100_000  # well below what limits.body is anywhere
+SESSIONS = 200  # a page
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class RemoteError(StrataError):
@@ -37,15 +40,35 @@ class Client(Protocol):
         """(accepted, duplicates)"""
         ...
 
+    async def sessions(self, cursor: Any) -> tuple[list[str], Any]:
+        """The ids on a page, newest activity first; and the cursor of the next, or None."""
+        ...
+
+    async def messages(
+        self, session_id: str, *, before: int | None, limit: int
+    ) -> tuple[list[Message], bool]:
+        """The newest page before `before` by `seq`, and whether there are older ones. A session
+        that does not exist has none."""
+        ...
+
+    async def count(self, session_id: str) -> int:
+        """How many numbers the session's messages span."""
+        ...
+
     async def ready(self) -> dict[str, Any]: ...
 
     async def settled(self) -> None: ...
 
 
 class HttpClient:
-    def __init__(self, client: httpx.AsyncClient, user: str) -> None:
+    """A running service, which takes the user from the key if it asks for keys, else from the
+    header."""
+
+    def __init__(self, client: httpx.AsyncClient, user: str, *, with_key: bool = False) -> None:
         self._client = client
         self._user = user
+        self._with_key = with_key
+        self._recorded: set[str] = set()
 
     async def turn(self, session_id: str, message: str) -> AsyncIterator[tuple[str, Any]]:
         async with self._client.stream(
@@ -62,6 +85,13 @@ class HttpClient:
     async def record(
         self, user: str, session_id: str, messages: Sequence[Incoming]
     ) -> tuple[int, int]:
+        self._recorded.add(user)
+        if self._with_key and len(self._recorded) > 1:
+            # They would all become messages of the key's one user.
+            raise RemoteError(
+                f"the file holds several users ({', '.join(sorted(self._recorded))}), a key is "
+                "that of one: import with --user"
+            )
         accepted = duplicates = 0
         for body in _bodies(messages):
             response = await self._client.post(
@@ -76,6 +106,39 @@ class HttpClient:
             duplicates += answer["duplicates"]
         return accepted, duplicates
 
+    async def sessions(self, cursor: Any) -> tuple[list[str], Any]:
+        params = {"limit": str(SESSIONS)} | ({"cursor": cursor} if cursor else {})
+        page = msgspec.json.decode(await self._get("/v1/sessions", params), type=SessionsOut)
+        return [session.session_id for session in page.sessions], page.next_cursor
+
+    async def messages(
+        self, session_id: str, *, before: int | None, limit: int
+    ) -> tuple[list[Message], bool]:
+        params = {"limit": str(limit)} | ({"before": str(before)} if before else {})
+        try:
+            found = await self._get(f"/v1/sessions/{session_id}/messages", params)
+        except NotFound:
+            return [], False
+        page = msgspec.json.decode(found, type=HistoryOut)
+        return page.messages, page.next_before is not None
+
+    async def count(self, session_id: str) -> int:
+        try:
+            found = await self._get(f"/v1/sessions/{session_id}", {})
+        except NotFound:
+            return 0
+        return msgspec.json.decode(found, type=SessionOut).messages
+
+    async def _get(self, path: str, params: dict[str, str]) -> bytes:
+        """Raises NotFound, RemoteError."""
+        headers = {"X-User-Id": self._user}
+        response = await self._client.get(path, params=params, headers=headers)
+        if response.status_code == 404:
+            raise NotFound(path)
+        if response.status_code != 200:
+            raise RemoteError(_detail(response.content))
+        return response.content
+
     async def ready(self) -> dict[str, Any]:
         answer: dict[str, Any] = (await self._client.get("/health/ready")).json()
         return answer
@@ -85,7 +148,9 @@ class HttpClient:
 
 
 class LocalClient:
-    def __init__(self, services: Services, user: str) -> None:
+    """The stores, opened here."""
+
+    def __init__(self, services: Services, user: User) -> None:
         self._services = services
         self._user = user
 
@@ -93,7 +158,7 @@ class LocalClient:
         from service.turns import begin_turn
 
         producer = await begin_turn(
-            self._services, User(TENANT, self._user), session_id, TurnBody(message=message)
+            self._services, self._user, session_id, TurnBody(message=message)
         )
         async for event in parse_events(producer.read()):
             yield event
@@ -101,8 +166,31 @@ class LocalClient:
     async def record(
         self, user: str, session_id: str, messages: Sequence[Incoming]
     ) -> tuple[int, int]:
-        done = await self._services.strata.memory.record(User(TENANT, user), session_id, messages)
+        whose = User(self._user.tenant, user)
+        done = await self._services.strata.memory.record(whose, session_id, messages)
         return done.accepted, done.duplicates
+
+    async def sessions(self, cursor: Any) -> tuple[list[str], Any]:
+        library = self._services.strata.library
+        page, after = await library.sessions(self._user, before=cursor, limit=SESSIONS)
+        return [session.session_id for session in page], after
+
+    async def messages(
+        self, session_id: str, *, before: int | None, limit: int
+    ) -> tuple[list[Message], bool]:
+        library = self._services.strata.library
+        try:
+            page, older = await library.messages(self._user, session_id, before=before, limit=limit)
+        except NotFound:
+            return [], False
+        return page, older is not None
+
+    async def count(self, session_id: str) -> int:
+        try:
+            session = await self._services.strata.library.session(self._user, session_id)
+        except NotFound:
+            return 0
+        return session_out(session).messages
 
     async def ready(self) -> dict[str, Any]:
         from service.health import probe
@@ -115,19 +203,40 @@ class LocalClient:
 
 
 @asynccontextmanager
-async def connect(settings: Settings, *, url: str | None, user: str) -> AsyncIterator[Client]:
-    """HTTP when `url` is given or a running `serve` holds the data folder, else the stores."""
-    target = url or running_url(settings)
-    if target is not None:
-        timeout = httpx.Timeout(10.0, read=settings.model.turn_timeout)
-        async with httpx.AsyncClient(base_url=target, timeout=timeout, trust_env=False) as client:
-            try:
-                yield HttpClient(client, user)
-            except httpx.HTTPError as error:
-                raise RemoteError(f"{target}: {type(error).__name__}: {error}") from error
+async def connect(
+    settings: Settings,
+    *,
+    url: str | None,
+    user: str | None = None,
+    tenant: str | None = None,
+    key: str | None = None,
+) -> AsyncIterator[Client]:
+    """HTTP when `url` is given or a running `serve` holds the data folder, else the stores.
+
+    Raises InvalidInput for a user, tenant and key that do not go together.
+    """
+    whose = owner(settings.auth, user=user, tenant=tenant, key=key)
+    running = None if url else running_url(settings)
+    target = url or running
+    if target is None:
+        if key and settings.auth.mode == "keys" and not find_key(key, settings.auth.keys):
+            raise InvalidInput("--key", "is not one of auth.keys")
+        async with open_services(settings) as services:
+            yield LocalClient(services, whose)
         return
-    async with open_services(settings) as services:
-        yield LocalClient(services, user)
+    if tenant is not None and key is None:
+        raise InvalidInput("--tenant", f"{target} takes the tenant from the key: give --key")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    if running and settings.server.allowed_hosts:
+        headers["Host"] = settings.server.allowed_hosts[0]
+    timeout = httpx.Timeout(10.0, read=settings.model.turn_timeout)
+    async with httpx.AsyncClient(
+        base_url=target, headers=headers, timeout=timeout, trust_env=False
+    ) as client:
+        try:
+            yield HttpClient(client, whose.name, with_key=key is not None)
+        except httpx.HTTPError as error:
+            raise RemoteError(f"{target}: {type(error).__name__}: {error}") from error
 
 
 def running_url(settings: Settings) -> str | None:
@@ -143,7 +252,8 @@ def running_url(settings: Settings) -> str | None:
         return None
     except OSError:
         told = json.loads(path.read_text())
-        host = f"[{told['host']}]" if ":" in told["host"] else told["host"]
+        host = _EVERYWHERE.get(told["host"], told["host"])
+        host = f"[{host}]" if ":" in host else host
         return f"http://{host}:{told['port']}"
 
 
@@ -182,6 +292,7 @@ def _plain(message: Incoming) -> dict[str, Any]:
 def _detail(body: bytes) -> str:
     try:
         problem = json.loads(body)
-        return f"{problem.get('status')} {problem.get('code')}: {problem.get('detail')}"
+        hint = " (--key or STRATA_KEY)" if problem.get("status") == 401 else ""
+        return f"{problem.get('status')} {problem.get('code')}: {problem.get('detail')}{hint}"
     except (ValueError, AttributeError):
         return body[:200].decode("utf-8", "replace")

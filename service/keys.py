@@ -23,10 +23,13 @@ from pydantic import (
     model_validator,
 )
 
+from memory import User
 from memory.config import Group
-from memory.errors import ConfigError
+from memory.errors import ConfigError, InvalidInput
 
 NAME = re.compile(r"\A[\x21-\x7e]{1,256}\Z")
+TENANT = "local"
+DEFAULT_USER = "local"
 KEY_BYTES = 32
 _PREFIX = "sk-strata-"
 _DIGEST = re.compile(r"\A[0-9a-f]{64}\Z")
@@ -125,6 +128,17 @@ def find_key(key: str, known: Sequence[AuthKey]) -> AuthKey | None:
         if hmac.compare_digest(digest, entry.sha256.get_secret_value().encode()):
             found = entry
     return found
+
+
+def owner(config: AuthConfig, *, user: str | None, tenant: str | None, key: str | None) -> User:
+    """Whose memory a command is about. Where the configuration knows the key, the key decides,
+    and a `user` or `tenant` that says otherwise is refused. Raises InvalidInput."""
+    entry = find_key(key, config.keys) if key else None
+    if entry is None:
+        return User(tenant or TENANT, user or DEFAULT_USER)
+    if user not in (None, entry.user) or tenant not in (None, entry.tenant):
+        raise InvalidInput("--key", f"is that of {entry.user} of the tenant {entry.tenant}")
+    return User(entry.tenant, entry.user)
 
 
 def digest_of(key: str) -> str:
