@@ -4,31 +4,83 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from qdrant_client import AsyncQdrantClient, QdrantClient
+from servers.qdrant import RUN, QdrantServer
 from unit.builders import NOON, LetterEmbeddings
 
 from memory import sparse
 from memory.errors import IndexUnavailable
 from memory.indexes.base import FEATURES, Hit, Payload, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
+from memory.indexes.qdrant import QdrantIndex
 from memory.passages import point_id
 from memory.question import name_hash
 
 Opener = Callable[[], VectorIndex]
 DIMENSIONS = 8
+SECONDS = 30.0  # nothing here is about time
 FAR = NOON + timedelta(days=999)
 embed = LetterEmbeddings().embed_query
 
 
-@pytest.fixture(params=["edge"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+SERVER_URL = os.environ.get("STRATA_TEST_QDRANT_URL")
+
+
+class LocalQdrant(QdrantIndex):
+    """Over the client's own local mode instead of a server."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("http://localhost")
+        self._collection.connect = lambda: AsyncQdrantClient(path=str(folder))  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="module")
+def rest_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[QdrantServer]:
+    with QdrantServer(tmp_path_factory.mktemp("qdrant"), api_key="key") as server:
+        yield server
+
+
+@pytest.fixture(
+    params=[
+        "edge",
+        pytest.param(
+            "qdrant-local",
+            marks=pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local"),
+        ),
+        "qdrant-rest",
+        pytest.param(
+            "qdrant-server",
+            marks=pytest.mark.skipif(not SERVER_URL, reason="STRATA_TEST_QDRANT_URL is not set"),
+        ),
+    ]
+)
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
     """Makes an index that is not open yet; each call means the same data."""
-    makers: dict[str, Opener] = {"edge": lambda: EdgeIndex(tmp_path / "data" / "index")}
-    return makers[request.param]
+    name = f"test-{uuid4().hex}"
+    RUN.add(request.param)
+    if request.param == "edge":
+        yield lambda: EdgeIndex(tmp_path / "data" / "index")
+    elif request.param == "qdrant-local":
+        yield lambda: LocalQdrant(tmp_path / "local")
+    elif request.param == "qdrant-rest":
+        server = request.getfixturevalue("rest_server")
+        yield lambda: QdrantIndex(
+            server.url, api_key="key", collection=name, timeout_seconds=SECONDS
+        )
+    else:
+        assert SERVER_URL
+        key = os.environ.get("STRATA_TEST_QDRANT_KEY")
+        yield lambda: QdrantIndex(SERVER_URL, api_key=key, collection=name, timeout_seconds=SECONDS)
+        client = QdrantClient(SERVER_URL, api_key=key, check_compatibility=False)
+        client.delete_collection(name)
+        client.close()
 
 
 @pytest.fixture
