@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from servers.mongo import Mongo, mongo_server
 from unit.builders import counter as exact
 from unit.builders import opened
 
@@ -23,6 +24,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("strata")
+
+MONGO_USED = pytest.StashKey[str]()
 
 
 @pytest.fixture
@@ -43,3 +46,39 @@ async def strata(tmp_path: Path) -> AsyncIterator[Strata]:
     """A memory on real files, without an embedding model, where nothing runs by itself."""
     async with opened(tmp_path) as memory:
         yield memory
+
+
+@pytest.fixture(scope="session")
+def mongo(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mongo]:
+    """The MongoDB server of this run; a test that wants one is skipped where there is none."""
+    with mongo_server(tmp_path_factory.mktemp("mongo")) as found:
+        if isinstance(found, str):
+            request.config.stash[MONGO_USED] = f"NOT TESTED ({found})"
+            pytest.skip(f"no MongoDB: {found}")
+        kind = "a full server" if found.full else "not a full server"
+        missing = f"; not shown: {', '.join(found.not_shown)}" if found.not_shown else ""
+        request.config.stash[MONGO_USED] = f"{found.name} {found.version}, {kind}{missing}"
+        yield found
+
+
+@pytest.fixture
+def full_mongo(mongo: Mongo) -> Mongo:
+    """For what only a server with all of MongoDB's abilities can show."""
+    if not mongo.full:
+        pytest.skip(f"{mongo.name} is not a full MongoDB: set STRATA_TEST_MONGO_URL")
+    return mongo
+
+
+@pytest.fixture
+def mongo_url(mongo: Mongo) -> Iterator[str]:
+    """A database of this test's own, dropped afterwards."""
+    url = mongo.database()
+    yield url
+    mongo.drop(url)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    used = terminalreporter.config.stash.get(MONGO_USED, "NOT TESTED (no test asked for it)")
+    terminalreporter.write_line(f"MongoDB: {used}")

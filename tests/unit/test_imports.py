@@ -17,13 +17,13 @@ TIERS = (
      "gates", "scoring", "points", "documents", "stores.base", "indexes.base"),
     ("window", "summary", "recall", "context", "stores", "indexes", "embeddings"),
     ("rereading", "folding", "projection", "erasing", "sweeper", "library", "orchestrator",
-     "opening", "recording", "conversations", "factory"),
+     "opening", "recording", "conversations", "sessions", "factory"),
 )  # fmt: skip
 WEB = {"litestar", "starlette", "uvicorn", "fastapi", "granian", "service", "evals"}
 ONLY_IN = {
-    "motor": ("stores/mongo.py",),
-    "pymongo": ("stores/mongo.py",),
-    "bson": ("stores/mongo.py",),
+    "motor": ("stores/connection.py",),
+    "pymongo": ("stores/connection.py",),
+    "bson": ("stores/connection.py",),
     "qdrant_edge": ("indexes/", "sparse.py"),
     "qdrant_client": ("indexes/", "sparse.py"),
     "sqlite3": ("stores/sqlite.py", "stores/database.py", "stores/rows.py"),

@@ -1,0 +1,149 @@
+"""The collections of the MongoDB store: their indexes, and how values become documents.
+
+Every document carries `user_key`, and every filter names it: by it a cluster is sharded. Dates are
+BSON dates (milliseconds, as all times here); dicts whose keys a caller chose are JSON text, since
+a server may refuse or misread keys with `$` and `.`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+
+from memory.models import NEVER, Segment, Session, Turn
+
+TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
+JSON_TEXT = ("metadata", "usage")
+# What an insert decides once and for all.
+FIXED = ("id", "user_key", "session_key", "session_id", "seq", "last_seq", "idempotency")
+
+Document = dict[str, Any]
+
+
+class Index(NamedTuple):
+    collection: str
+    name: str
+    keys: tuple[tuple[str, int], ...]
+    unique: bool = False
+    sparse: bool = False
+    expires: bool = False  # deletes a document at the date it holds
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # Only what differs from the default: it is compared with what is there already.
+        given = {"unique": self.unique, "sparse": self.sparse}
+        options: dict[str, Any] = {name: True for name, value in given.items() if value}
+        return {**options, "expireAfterSeconds": 0} if self.expires else options
+
+
+# The fields of a sparse compound index exist together or not at all: a document with one of them
+# would be in it. So `pending_in` repeats the session key while, and only while, a turn is pending.
+INDEXES = (
+    Index(
+        TURNS, "session", (("user_key", 1), ("session_key", 1), ("seq", 1)), unique=True
+    ),
+    Index(TURNS, "idempotency", (("user_key", 1), ("idempotency", 1)), unique=True),
+    Index(TURNS, "user", (("user_key", 1), ("created_at", 1), ("_id", 1))),
+    Index(TURNS, "pending", (("pending_since", 1), ("pending_in", 1)), sparse=True),
+    Index(TURNS, "pending_in", (("pending_in", 1), ("pending_since", 1)), sparse=True),
+    Index(TURNS, "expiry", (("expires_at", 1), ("session_key", 1))),
+    Index(TURNS, "purge", (("purge_at", 1),), sparse=True, expires=True),
+    Index(SESSIONS, "user", (("user_key", 1), ("updated_at", 1), ("_id", 1))),
+    Index(SESSIONS, "expiry", (("expires_at", 1),)),
+    Index(SESSIONS, "erasing", (("erasing", 1),), sparse=True),
+    Index(SEGMENTS, "session", (("user_key", 1), ("session_key", 1), ("first_seq", 1))),
+    Index(SEGMENTS, "purge", (("purge_at", 1),), sparse=True, expires=True),
+)  # fmt: skip
+
+
+def owner(key: str) -> str:
+    """The user key, with which every id begins."""
+    return key.partition(".")[0]
+
+
+def at(id_: str) -> Document:
+    """The filter for one document by its id."""
+    return {"_id": id_, "user_key": owner(id_)}
+
+
+def within(session_key: str) -> Document:
+    """The filter for what belongs to one session."""
+    return {"user_key": owner(session_key), "session_key": session_key}
+
+
+def purge_at(expires_at: datetime, grace_seconds: float) -> Document:
+    """The field by which the server deletes a document itself; none for what never expires."""
+    if expires_at >= NEVER:
+        return {}
+    try:
+        moment = expires_at + timedelta(seconds=grace_seconds)
+    except OverflowError:  # an infinite grace too
+        return {}
+    return {"purge_at": moment} if moment < NEVER else {}
+
+
+def fields(value: Any) -> Any:
+    """As the server holds it."""
+    made = msgspec.to_builtins(value, builtin_types=(datetime,))
+    if isinstance(made, dict):
+        for name in JSON_TEXT:
+            if made.get(name) is not None:
+                made[name] = msgspec.json.encode(made[name]).decode()
+    return made
+
+
+def turn_document(turn: Turn, grace_seconds: float) -> Document:
+    document = fields(turn)
+    return {"_id": document.pop("id"), **document, **purge_at(turn.expires_at, grace_seconds)}
+
+
+def pending(session_key: str, since: datetime) -> Document:
+    return {"pending_since": since, "pending_in": session_key}
+
+
+def session_document(session: Session) -> Document:
+    document = fields(session)
+    if not session.erasing:
+        del document["erasing"]  # the index holds those alone that are
+    return {"_id": document.pop("key"), **document}
+
+
+def session_update(changes: Mapping[str, Any]) -> Document:
+    """The update that sets these fields, each as a whole."""
+    changed = fields(dict(changes))
+    if changed.get("erasing", True):
+        return {"$set": changed}
+    del changed["erasing"]
+    return {"$set": changed, "$unset": {"erasing": ""}}
+
+
+def segment_document(segment: Segment, grace_seconds: float) -> Document:
+    return {
+        "_id": f"{segment.session_key}:{segment.first_seq}",
+        "user_key": owner(segment.session_key),
+        **fields(segment),
+        **purge_at(segment.expires_at, grace_seconds),
+    }
+
+
+def to_turn(document: Document) -> Turn:
+    return msgspec.convert(_plain(document, "id"), Turn)
+
+
+def to_session(document: Document) -> Session:
+    return msgspec.convert(_plain(document, "key"), Session)
+
+
+def to_segment(document: Document) -> Segment:
+    return msgspec.convert(document, Segment)
+
+
+def _plain(document: Document, id_name: str) -> Document:
+    document[id_name] = document.pop("_id")
+    for name in JSON_TEXT:
+        if document.get(name) is not None:
+            document[name] = msgspec.json.decode(document[name])
+    return document

@@ -1,0 +1,234 @@
+"""One MongoDB database through motor: the only module that imports it, pymongo or bson.
+
+Every command has a deadline, and whatever the driver says becomes one of our errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC
+from typing import Any
+from uuid import uuid4
+
+import pymongo
+from bson.codec_options import CodecOptions
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo.errors import (
+    BulkWriteError,
+    ConfigurationError,
+    DuplicateKeyError,
+    OperationFailure,
+    PyMongoError,
+)
+
+from memory.errors import ConfigError, StoreUnavailable
+from memory.stores.collections import INDEXES, Document, Index, at
+
+DATABASE = "strata"
+BATCH = 500  # documents that one command changes at most
+INDEX_BUILD_SECONDS = 3600.0  # a new index over a large collection takes its time
+SLACK_SECONDS = 0.25  # the driver's own deadline comes first and says more
+POOL = 50
+DUPLICATE, REFUSED, DIFFERENT = 11000, (13, 18), (85, 86)
+
+Order = Sequence[tuple[str, int]]
+
+
+class Conflict(Exception):
+    """A unique index refused the document at this place of an insert."""
+
+    def __init__(self, place: int = 0) -> None:
+        self.place = place
+
+
+class Connection:
+    """The database that `url` names (else `strata`). Every method raises StoreUnavailable when
+    there is no answer within `timeout_seconds`; no message quotes a document or a password."""
+
+    def __init__(self, url: str, *, timeout_seconds: float, listeners: Sequence[Any] = ()) -> None:
+        self._url = url
+        self._timeout = timeout_seconds
+        self._listeners = list(listeners)
+        self._client: Any = None
+        self._database: Any = None
+
+    async def open(self) -> None:
+        """Connect and make what indexes are missing. Raises ConfigError, StoreUnavailable."""
+        try:
+            # A name of the form mongodb+srv is looked up at once: not on the event loop.
+            self._client = await asyncio.to_thread(self._connect, asyncio.get_running_loop())
+            self._database = self._client.get_default_database(
+                DATABASE, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC)
+            )
+        except (PyMongoError, ValueError, TypeError) as error:
+            # Its text may quote the URL, and so a password.
+            raise ConfigError(
+                "store.url", f"not usable ({type(error).__name__})", "mongodb://host/database"
+            ) from None
+        try:
+            await self.ping()
+            for index in INDEXES:
+                async with self._do(INDEX_BUILD_SECONDS) as database:
+                    await _create(database, index)
+        except BaseException as error:
+            await self.close()
+            cause = error.__cause__
+            if isinstance(cause, OperationFailure) and cause.code in REFUSED:
+                raise ConfigError("store.url", "MongoDB refuses these credentials") from cause
+            raise
+
+    def _connect(self, loop: asyncio.AbstractEventLoop) -> Any:
+        ms = max(1, round(self._timeout * 1000))
+        return AsyncIOMotorClient(
+            self._url,
+            io_loop=loop,
+            appname="strata",
+            w="majority",
+            journal=True,
+            maxPoolSize=POOL,
+            serverSelectionTimeoutMS=ms,
+            connectTimeoutMS=ms,
+            socketTimeoutMS=ms,
+            timeoutMS=ms,
+            event_listeners=self._listeners,
+        )
+
+    async def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = self._database = None
+
+    @asynccontextmanager
+    async def _do(self, seconds: float | None = None) -> AsyncIterator[Any]:
+        """The database, for one command in time. Raises Conflict, too."""
+        if self._database is None:
+            raise StoreUnavailable("the store is not open")
+        seconds = seconds or self._timeout
+        try:
+            with pymongo.timeout(seconds):
+                async with asyncio.timeout(seconds + SLACK_SECONDS):
+                    yield self._database
+        except DuplicateKeyError as error:
+            raise Conflict from error
+        except BulkWriteError as error:
+            if not _is_conflict(error.details):
+                raise StoreUnavailable(_said(error)) from error
+            raise Conflict(error.details["writeErrors"][0]["index"]) from error
+        except ConfigurationError as error:
+            raise ConfigError("store.url", _said(error)) from error
+        except PyMongoError as error:
+            raise StoreUnavailable(_said(error)) from error
+        except TimeoutError:
+            raise StoreUnavailable(f"MongoDB: no answer within {seconds:g} s") from None
+
+    async def ping(self) -> None:
+        async with self._do() as database:
+            await database.command("ping")
+
+    async def one(
+        self, collection: str, where: Document, show: Mapping[str, Any] | None = None
+    ) -> Document | None:
+        async with self._do() as database:
+            found: Document | None = await database[collection].find_one(where, show)
+        return found
+
+    async def find(
+        self,
+        collection: str,
+        where: Document,
+        *,
+        sort: Order = (),
+        limit: int = 0,
+        show: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        async with self._do() as database:
+            cursor = database[collection].find(where, show, limit=limit, sort=list(sort) or None)
+            found: list[Document] = await cursor.to_list(None)
+        return found
+
+    async def insert(self, collection: str, documents: list[Document]) -> int:
+        """Insert in order up to the first that a unique index refuses; how many there are now."""
+        mark, done = uuid4().hex, 0
+        marked = [{**document, "write": mark} for document in documents]
+        while rest := marked[done : done + BATCH]:
+            try:
+                async with self._do() as database:
+                    await database[collection].insert_many(rest)
+            except Conflict as conflict:
+                # What was refused may be this very insert, repeated by the driver.
+                ours = 0
+                while ours < len(rest) and await self._bears(collection, rest[ours]["_id"], mark):
+                    ours += 1
+                done += ours
+                if ours <= conflict.place:
+                    break
+            else:
+                done += len(rest)
+        return done
+
+    async def update(
+        self, collection: str, where: Document, update: Document, *, upsert: bool = False
+    ) -> bool:
+        """Change one document; whether `where` found one. With `upsert` it is made."""
+        async with self._do() as database:
+            result = await database[collection].update_one(where, update, upsert=upsert)
+        return bool(result.matched_count)
+
+    async def update_once(self, collection: str, where: Document, update: Document) -> bool:
+        """An update after which `where` matches no more; whether it was this call's."""
+        mark = uuid4().hex
+        marked = {**update, "$set": {**update.get("$set", {}), "write": mark}}
+        if await self.update(collection, where, marked):
+            return True
+        return await self._bears(collection, where["_id"], mark)
+
+    async def _bears(self, collection: str, id_: str, mark: str) -> bool:
+        found = await self.one(collection, at(id_), {"write": 1})
+        return found is not None and found.get("write") == mark
+
+    async def update_many(self, collection: str, where: Document, update: Document) -> None:
+        async with self._do() as database:
+            await database[collection].update_many(where, update)
+
+    async def delete(self, collection: str, where: Document) -> int:
+        """Page by page, so that no command takes long; how many there were."""
+        deleted = 0
+        while True:
+            page = await self.find(collection, where, limit=BATCH, show={"_id": 1})
+            chosen = {**where, "_id": {"$in": [document["_id"] for document in page]}}
+            if page:
+                async with self._do() as database:
+                    result = await database[collection].delete_many(chosen)
+                deleted += result.deleted_count
+            if len(page) < BATCH:
+                return deleted
+
+
+async def _create(database: Any, index: Index) -> None:
+    try:
+        await database[index.collection].create_index(
+            list(index.keys), name=index.name, **index.options
+        )
+    except OperationFailure as error:
+        if error.code not in DIFFERENT:
+            raise
+        raise ConfigError(
+            "store.url",
+            f"the collection {index.collection} has another index in place of {index.name!r}",
+            "drop that index; it is made again at the next start",
+        ) from error
+
+
+def _is_conflict(details: Mapping[str, Any]) -> bool:
+    """Only a unique index said no, and what was done before is durable."""
+    codes = {fault["code"] for fault in details.get("writeErrors", ())}
+    return codes == {DUPLICATE} and not details.get("writeConcernErrors")
+
+
+def _said(error: PyMongoError) -> str:
+    """Its kind, and where: never what a server quotes of a document."""
+    if isinstance(error, OperationFailure):
+        return f"MongoDB: {type(error).__name__}, code {error.code}"
+    return f"MongoDB: {str(error).partition(', Timeout:')[0] or type(error).__name__}"

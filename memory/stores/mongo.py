@@ -1,0 +1,353 @@
+"""The store for many workers: MongoDB, through one connection.
+
+An acknowledged write is on the disks of a majority. Every change touches one document or is a page
+of changes that can be begun again, so a standalone server, a replica set and a cluster serve alike.
+A driver repeats a write whose answer was lost, and not every server notices that: so a write that
+may happen only once leaves its own mark, and one that found its place taken looks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from memory.models import NEVER, Segment, Session, Turn
+from memory.models import now as current
+from memory.stores.base import PAGE, Loaded
+from memory.stores.collections import (
+    FIXED,
+    SEGMENTS,
+    SESSIONS,
+    TURNS,
+    Document,
+    at,
+    fields,
+    owner,
+    pending,
+    segment_document,
+    session_document,
+    session_update,
+    to_segment,
+    to_session,
+    to_turn,
+    turn_document,
+    within,
+)
+from memory.stores.connection import BATCH, Conflict, Connection
+
+FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
+BARE = {"receipt": 0}
+
+
+class MongoStore:
+    """A `TurnStore` for any number of processes, in the database that `url` names.
+
+    Documents are deleted by the server itself `purge_grace_seconds` after they expired (never,
+    if that is infinite). `listeners` are pymongo's own event listeners.
+    """
+
+    exclusive = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_seconds: float = 2.0,
+        purge_grace_seconds: float = 86400.0,
+        listeners: Sequence[Any] = (),
+    ) -> None:
+        self._db = Connection(url, timeout_seconds=timeout_seconds, listeners=listeners)
+        self._grace = purge_grace_seconds
+
+    async def open(self) -> None:
+        """Raises ConfigError, StoreUnavailable."""
+        await self._db.open()
+
+    async def close(self) -> None:
+        await self._db.close()
+
+    async def ping(self) -> None:
+        await self._db.ping()
+
+    # --- turns ---------------------------------------------------------------------------------
+
+    async def load(self, session_key: str, *, limit: int = PAGE) -> Loaded:
+        first = min(limit, FIRST_READ)
+        session, turns = await asyncio.gather(
+            self.session(session_key), self._newest(session_key, {}, first)
+        )
+        covered = session.summary.covers_through if session else 0
+        if len(turns) == first < limit and turns[-1].seq > covered:
+            # A turn has at most two messages, so one that ends at `covered` begins here or later.
+            rest = {"seq": {"$gte": covered - 1, "$lt": turns[-1].seq}}
+            turns += await self._newest(session_key, rest, limit - first)
+        uncovered = sum(turn.seq > covered for turn in turns)
+        return Loaded(session, turns[: uncovered + 1])
+
+    async def _newest(self, session_key: str, where: Document, limit: int) -> list[Turn]:
+        chosen = {**within(session_key), **where}
+        found = await self._db.find(TURNS, chosen, sort=(("seq", -1),), limit=limit, show=BARE)
+        return [to_turn(document) for document in found]
+
+    async def append(self, turns: Sequence[Turn]) -> int:
+        documents = [
+            {**turn_document(turn, self._grace), **pending(turn.session_key, turn.recorded_at)}
+            for turn in turns
+        ]
+        return await self._db.insert(TURNS, documents)
+
+    async def save(self, turn: Turn) -> bool:
+        changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        where = {**at(turn.id), "token": turn.token, "status": "running"}
+        return await self._db.update_once(TURNS, where, {"$set": changed})
+
+    async def interrupt_running(self) -> int:
+        return 0
+
+    async def turn(self, turn_id: str, *, now: datetime) -> Turn | None:
+        found = await self._db.one(TURNS, at(turn_id))
+        turn = to_turn(found) if found else None
+        return turn if turn and turn.expires_at > now else None
+
+    async def turns(self, ids: Sequence[str], *, now: datetime) -> dict[str, Turn]:
+        if not ids:
+            return {}
+        where = {"_id": {"$in": list(ids)}, "user_key": {"$in": list({owner(id_) for id_ in ids})}}
+        turns = [to_turn(document) for document in await self._db.find(TURNS, where, show=BARE)]
+        return {turn.id: turn for turn in turns if turn.expires_at > now}
+
+    async def by_idempotency(self, user_key: str, keys: Sequence[str]) -> dict[str, Turn]:
+        if not keys:
+            return {}
+        where = {"user_key": user_key, "idempotency": {"$in": list(keys)}}
+        turns = [to_turn(document) for document in await self._db.find(TURNS, where, show=BARE)]
+        return {turn.idempotency: turn for turn in turns}
+
+    async def history(
+        self, session_key: str, *, now: datetime, before: int | None, first: int, limit: int
+    ) -> list[Turn]:
+        # A turn has at most two messages, so `first` bounds its seq too.
+        seq = {"$gte": first - 1} if before is None else {"$gte": first - 1, "$lt": before}
+        where = {"seq": seq, "last_seq": {"$gte": first}, "expires_at": {"$gt": now}}
+        return await self._newest(session_key, where, limit)
+
+    async def range(self, session_key: str, *, after: int, limit: int) -> list[Turn]:
+        where = {**within(session_key), "seq": {"$gte": after}, "last_seq": {"$gt": after}}
+        found = await self._db.find(TURNS, where, sort=(("seq", 1),), limit=limit, show=BARE)
+        return [to_turn(document) for document in found]
+
+    async def user_turns(
+        self,
+        user_key: str,
+        *,
+        now: datetime,
+        limit: int,
+        session_key: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+    ) -> list[Turn]:
+        where: Document = {"user_key": user_key, "expires_at": {"$gt": now}}
+        where |= _before("created_at", before, since=since, until=until)
+        if session_key is not None:
+            where["session_key"] = session_key
+        order = (("created_at", -1), ("_id", -1))
+        found = await self._db.find(TURNS, where, sort=order, limit=limit, show=BARE)
+        return [to_turn(document) for document in found]
+
+    # --- what is pending -----------------------------------------------------------------------
+
+    async def pending(
+        self, *, user_key: str | None = None, finished: bool = False, limit: int = PAGE
+    ) -> list[str]:
+        where: Document = {"status": {"$ne": "running"}} if finished else {}
+        if user_key is not None:
+            mine = {"$gt": f"{user_key}.", "$lt": f"{user_key}/"}  # "/" comes after "."
+            where |= {"user_key": user_key, "pending_in": mine}
+        return await self._session_keys("pending_since", "pending_in", NEVER, where, limit)
+
+    async def _session_keys(
+        self, date: str, key: str, until: datetime, where: Document, limit: int
+    ) -> list[str]:
+        """Those in the field `key` of turns with a `date` up to `until`, the earliest first."""
+        found: dict[str, None] = {}
+        show = {"_id": 0, date: 1, key: 1}
+        chosen = {**where, date: {"$lte": until}}
+        while len(found) < limit:
+            page = await self._db.find(
+                TURNS, chosen, sort=((date, 1), (key, 1)), limit=BATCH, show=show
+            )
+            found |= {document[key]: None for document in page}
+            if len(page) < BATCH:
+                break
+            last = page[-1]  # all others of this session with this date are leapt over
+            later = [{date: {"$gt": last[date]}}, {date: last[date], key: {"$gt": last[key]}}]
+            chosen = {**where, date: {"$gte": last[date], "$lte": until}, "$or": later}
+        return list(found)[:limit]
+
+    async def settle(self, session_key: str, *, through: int) -> None:
+        where = {
+            "user_key": owner(session_key),
+            "pending_in": session_key,
+            "last_seq": {"$lte": through},
+            "status": {"$ne": "running"},
+        }
+        gone = {"$unset": {"pending_since": "", "pending_in": ""}}
+        await self._db.update_many(TURNS, where, gone)
+
+    async def unsettle(self) -> None:
+        # The watermarks first: a turn that is pending below its watermark would be settled.
+        async for page in self._pages_of_sessions():
+            await self._set_back([s["_id"] for s in page], "lexical_through", "dense_through")
+        after = ""
+        while found := await self._db.find(
+            TURNS, {"_id": {"$gt": after}}, sort=(("_id", 1),), limit=1, show={"session_key": 1}
+        ):
+            key = found[0]["session_key"]
+            await self._make_pending(key, after=0)
+            after = f"{key};"  # ";" comes after ":"
+
+    async def unsettle_dense(self, *, reset: bool) -> None:
+        async for page in self._pages_of_sessions():
+            if reset:
+                await self._set_back([s["_id"] for s in page], "dense_through")
+            for session in page:
+                through = 0 if reset else session["dense_through"]
+                if through < session["last_seq"]:
+                    await self._make_pending(session["_id"], after=through)
+
+    async def _pages_of_sessions(self) -> AsyncIterator[list[Document]]:
+        show, after = {"last_seq": 1, "dense_through": 1}, ""
+        while page := await self._db.find(
+            SESSIONS, {"_id": {"$gt": after}}, sort=(("_id", 1),), limit=BATCH, show=show
+        ):
+            yield page
+            after = page[-1]["_id"]
+
+    async def _set_back(self, keys: list[str], *watermarks: str) -> None:
+        where, zero = {"_id": {"$in": keys}}, {"$set": dict.fromkeys(watermarks, 0)}
+        await self._db.update_many(SESSIONS, where, zero)
+
+    async def _make_pending(self, session_key: str, *, after: int) -> None:
+        moment = current()
+        while page := await self._db.find(
+            TURNS,
+            {**within(session_key), "seq": {"$gte": after}, "last_seq": {"$gt": after}},
+            sort=(("seq", 1),),
+            limit=BATCH,
+            show={"last_seq": 1},
+        ):
+            where = {
+                "user_key": owner(session_key),
+                "_id": {"$in": [document["_id"] for document in page]},
+                "pending_since": {"$exists": False},
+            }
+            await self._db.update_many(TURNS, where, {"$set": pending(session_key, moment)})
+            after = page[-1]["last_seq"]
+
+    # --- sessions ------------------------------------------------------------------------------
+
+    async def session(self, key: str) -> Session | None:
+        found = await self._db.one(SESSIONS, at(key))
+        return to_session(found) if found else None
+
+    async def sessions(
+        self, user_key: str, *, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Session]:
+        where = {"user_key": user_key, "erasing": {"$ne": True}, **_before("updated_at", before)}
+        order = (("updated_at", -1), ("_id", -1))
+        found = await self._db.find(SESSIONS, where, sort=order, limit=limit)
+        return [to_session(document) for document in found]
+
+    async def put_session(self, session: Session) -> bool:
+        return await self._db.insert(SESSIONS, [session_document(session)]) == 1
+
+    async def change_session(
+        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+    ) -> bool:
+        update = session_update(changes)
+        if summary_version is None:
+            return await self._db.update(SESSIONS, at(key), update)
+        where = {**at(key), "summary.version": summary_version}
+        return await self._db.update_once(SESSIONS, where, update)
+
+    async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:
+        free = [
+            {"claimed_by": {"$exists": False}},
+            {"claimed_by": worker},
+            {"claimed_until": {"$lte": now}},
+        ]
+        taken = {"$set": {"claimed_by": worker, "claimed_until": until}}
+        return await self._db.update(SESSIONS, {**at(key), "$or": free}, taken)
+
+    async def release(self, key: str, *, worker: str) -> None:
+        gone = {"$unset": {"claimed_by": "", "claimed_until": ""}}
+        await self._db.update(SESSIONS, {**at(key), "claimed_by": worker}, gone)
+
+    # --- segments, deleting --------------------------------------------------------------------
+
+    async def put_segment(self, segment: Segment) -> None:
+        document = segment_document(segment, self._grace)
+        where, update = at(document.pop("_id")), {"$set": document}
+        if "purge_at" not in document:
+            update["$unset"] = {"purge_at": ""}
+
+        try:
+            await self._db.update(SEGMENTS, where, update, upsert=True)
+        except Conflict:  # another inserted it at the same time: now it can be changed
+            await self._db.update(SEGMENTS, where, update, upsert=True)
+
+    async def segments(self, session_key: str, *, now: datetime) -> list[Segment]:
+        where = {**within(session_key), "expires_at": {"$gt": now}}
+        found = await self._db.find(SEGMENTS, where, sort=(("first_seq", 1),))
+        return [to_segment(document) for document in found]
+
+    async def delete_session(self, session_key: str, *, keep_session: bool = False) -> int:
+        await self.drop_segments(session_key)
+        deleted = await self._db.delete(TURNS, within(session_key))
+        if not keep_session:
+            await self._db.delete(SESSIONS, at(session_key))
+        return deleted
+
+    async def drop_segments(self, session_key: str) -> None:
+        await self._db.delete(SEGMENTS, within(session_key))
+
+    async def expired_sessions(self, *, before: datetime, limit: int = PAGE) -> list[str]:
+        return await self._session_keys("expires_at", "session_key", before, {}, limit)
+
+    async def delete_expired(self, session_keys: Sequence[str], *, before: datetime) -> int:
+        where = {
+            "user_key": {"$in": list({owner(key) for key in session_keys})},
+            "session_key": {"$in": list(session_keys)},
+            "expires_at": {"$lte": before},
+        }
+        await self._db.delete(SEGMENTS, where)
+        return await self._db.delete(TURNS, where)
+
+    async def forget_session(self, session_key: str) -> bool:
+        if await self._db.one(TURNS, within(session_key), {"_id": 1}):
+            return False
+        await self.delete_session(session_key)
+        return True
+
+    async def ended_sessions(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
+        where = {"$or": [{"expires_at": {"$lte": before}}, {"erasing": True}]}
+        return [to_session(found) for found in await self._db.find(SESSIONS, where, limit=limit)]
+
+
+def _before(
+    date: str,
+    last: tuple[datetime, str] | None,
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> Document:
+    """What comes after the document `last` (its date and id), newest first."""
+    bounds = {"$gte": since, "$lt": until, "$lte": last and last[0]}
+    given: Document = {operator: value for operator, value in bounds.items() if value is not None}
+    found: Document = {date: given} if given else {}
+    if last is not None:
+        found["$or"] = [{date: {"$lt": last[0]}}, {"_id": {"$lt": last[1]}}]
+    return found
