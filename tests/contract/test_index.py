@@ -17,7 +17,7 @@ from unit.builders import NOON, LetterEmbeddings
 
 from memory import sparse
 from memory.errors import IndexUnavailable
-from memory.indexes.base import FEATURES, Hit, Payload, Point, VectorIndex
+from memory.indexes.base import FEATURES, Document, Hit, Payload, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
 from memory.indexes.qdrant import QdrantIndex
 from memory.passages import point_id
@@ -191,6 +191,20 @@ async def test_hits_carry_their_payload_and_both_rankings_are_best_first(
         assert {name: brought[name] for name in FEATURES} == {
             name: stored_payload[name] for name in FEATURES
         }
+
+
+async def test_the_text_of_a_passage_is_not_kept_unless_asked_for(
+    index: VectorIndex, tmp_path: Path
+) -> None:
+    document = Document(page_content="the canary sings", metadata={"user": "canary"})
+    await index.upsert([point("green tea")._replace(document=document)])
+    await index.flush()
+    hits = await index.search(
+        user="anna", sparse=sparse.embed_query("tea"), dense=None, limit=9, now=NOON
+    )
+    assert set(hits.lexical[0].payload) & {"page_content", "metadata"} == set()
+    embedded = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"canary" in data for data in embedded)
 
 
 async def test_rare_words_weigh_more_than_common_ones(index: VectorIndex) -> None:
