@@ -165,11 +165,18 @@ async def test_expired_turns_are_still_known_by_their_idempotency(store: TurnSto
 
 
 async def test_of_many_that_race_for_one_seq_exactly_one_wins(store: TurnStore) -> None:
-    racers = [turn(f"racer {n}", idempotency=f"k{n}", token=str(n)) for n in range(20)]
+    racers = [turn(f"racer {n}", idempotency=f"k{n}", token=str(n)) for n in range(50)]
     won = await asyncio.gather(*(store.append([racer]) for racer in racers))
-    assert sorted(won) == [0] * 19 + [1]
+    assert sorted(won) == [0] * 49 + [1]
     stored = await store.turn(racers[0].id, now=NOON)
     assert stored == racers[won.index(1)]
+
+
+async def test_what_has_expired_but_is_there_still_keeps_its_seq(store: TurnStore) -> None:
+    old = turn("old", expires=NOON, idempotency="k1")
+    await store.append([old])
+    assert await store.append([turn("new", idempotency="k2", at=NOON + MINUTE)]) == 0
+    assert (await store.load(KEY)).turns == [old], "so that the next one is 2"
 
 
 async def test_a_running_turn_is_saved_by_its_own_token_alone(store: TurnStore) -> None:
@@ -244,6 +251,17 @@ async def test_loading_gives_the_newest_turns_back_to_the_summary(store: TurnSto
         expected = list(range(19, 0, -2))
         assert seqs(loaded.turns) == expected[: len(loaded.turns)]
         assert after <= len(loaded.turns) <= after + 1
+
+
+async def test_loading_goes_as_far_back_as_the_summary_is_behind(store: TurnStore) -> None:
+    await store.append(dialogue([("q", "a")] * 80))
+    await store.put_session(session())
+    for covered, size in ((0, 80), (20, 71), (60, 51), (62, 50), (80, 41), (160, 1)):
+        summary = Summary(version=1, covers_through=covered)
+        await store.change_session(KEY, {"summary": summary})
+        found = seqs((await store.load(KEY)).turns)
+        assert found == list(range(159, 0, -2))[:size]
+        assert seqs((await store.load(KEY, limit=60)).turns) == found[:60]
 
 
 async def test_history_pages_backwards(store: TurnStore) -> None:
@@ -362,6 +380,29 @@ async def test_unsettling_makes_everything_pending_and_sets_the_watermarks_back(
     assert await store.pending() == [KEY], "every turn is pending, not only the newest"
 
 
+async def test_pages_of_work_are_complete(store: TurnStore) -> None:
+    many = [turn("q", "a", seq=1 + 2 * n, at=NOON + n % 3 * MINUTE) for n in range(1100)]
+    later = [turn("q", session=f"s{n}", at=NOON + n % 4 * MINUTE) for n in range(20)]
+    assert await store.append(many) == len(many)
+    for one in later:
+        await store.append([one])
+    await store.put_session(session(last_seq=2200, lexical_through=2200, dense_through=2200))
+    later.sort(key=lambda one: one.recorded_at)
+    assert set(await store.pending()) == {KEY, *(one.session_key for one in later)}
+    assert len(await store.pending(limit=7)) == 7
+    await store.settle(KEY, through=2200)
+    assert KEY not in await store.pending()
+    await store.unsettle_dense(reset=True)
+    await store.settle(KEY, through=2198)
+    assert KEY in await store.pending(), "the last of many is pending"
+    await store.settle(KEY, through=2200)
+    await store.unsettle()
+    assert KEY in await store.pending(user_key=USER.key)
+    assert await store.delete_session(KEY) == len(many)
+    assert await store.range(KEY, after=0, limit=9) == []
+    assert len(await store.pending()) == len(later)
+
+
 @pytest.mark.parametrize(("reset", "back"), [(False, 2), (True, 0)])
 async def test_turns_without_dense_vectors_are_made_pending(
     store: TurnStore, reset: bool, back: int
@@ -456,6 +497,57 @@ async def test_ended_sessions_are_those_past_their_time_and_those_being_erased(
     found = await store.ended_sessions(before=NOON)
     assert {s.session_id for s in found} == {"over", "erased"}
     assert len(await store.ended_sessions(before=NOON, limit=1)) == 1
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+
+async def claimed(store: TurnStore, worker: str, *, minute: int = 0, until: int = 2) -> bool:
+    return await store.claim(
+        KEY, worker=worker, until=NOON + until * MINUTE, now=NOON + minute * MINUTE
+    )
+
+
+async def test_a_session_is_claimed_by_one_worker_until_it_gives_it_back(store: TurnStore) -> None:
+    assert not await claimed(store, "a"), "there is no such session"
+    await store.put_session(session())
+    assert await claimed(store, "a")
+    assert await claimed(store, "a"), "claimed again, it is prolonged"
+    await store.release(KEY, worker="b")
+    alone = store.exclusive  # then there is nobody who could ask
+    assert await claimed(store, "b") == alone, "b had nothing to give back"
+    await store.release(KEY, worker="a")
+    assert await claimed(store, "b")
+    await store.release("nobody.nothing", worker="b")
+
+
+async def test_a_claim_ends_at_its_time(store: TurnStore) -> None:
+    await store.put_session(session())
+    assert await claimed(store, "a", until=2)
+    assert await claimed(store, "b", minute=1, until=5) == store.exclusive
+    assert await claimed(store, "a", minute=1, until=3)
+    assert await claimed(store, "b", minute=2, until=5) == store.exclusive, "it was prolonged"
+    assert await claimed(store, "b", minute=3, until=5)
+    await store.release(KEY, worker="a")
+    assert await claimed(store, "a", minute=4) == store.exclusive, "it is b's by now"
+
+
+async def test_a_claim_is_no_part_of_the_session_and_outlives_its_changes(
+    store: TurnStore,
+) -> None:
+    await store.put_session(session())
+    await claimed(store, "a")
+    assert await store.session(KEY) == session()
+    await store.change_session(KEY, {"title": "new", "summary": Summary(version=1)})
+    assert not await store.put_session(session())
+    assert await claimed(store, "b") == store.exclusive
+    assert await claimed(store, "a")
+
+
+async def test_of_many_that_claim_a_session_one_has_it(store: TurnStore) -> None:
+    await store.put_session(session())
+    won = await asyncio.gather(*(claimed(store, f"worker {n}") for n in range(20)))
+    assert sum(won) == (20 if store.exclusive else 1)
 
 
 # --- segments, deleting ----------------------------------------------------------------------

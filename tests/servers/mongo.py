@@ -52,7 +52,7 @@ class Mongo:
         return missing if self.kill_and_restart else (*missing, f"surviving {HARD}")
 
     def database(self, name: str | None = None, *, port: int | None = None) -> str:
-        """The URL of one of its databases (one that no test has used), or by way of a proxy."""
+        """The URL of one of its databases (else of a new one), by way of a proxy on `port`."""
         parts = urlsplit(self.url)
         options = dict(parse_qsl(parts.query))
         place = parts.netloc
@@ -60,6 +60,7 @@ class Mongo:
             options.setdefault("authSource", "admin")
         if port is not None:
             login, at, _ = place.rpartition("@")
+            options["directConnection"] = "true"  # a replica set would tell of its own addresses
             place = f"{login}{at}127.0.0.1:{port}"
         path = f"/{name or f'strata_test_{uuid4().hex[:12]}'}"
         return urlunsplit(parts._replace(netloc=place, path=path, query=urlencode(options)))
