@@ -15,7 +15,7 @@ import msgspec
 
 from memory.models import NEVER, Segment, Session, Turn
 
-TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
+COLLECTIONS = TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
 JSON_TEXT = ("metadata", "usage")
 # What an insert decides once and for all.
 FIXED = ("id", "user_key", "session_key", "session_id", "seq", "last_seq", "idempotency")

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pymongo
 from bson.codec_options import CodecOptions
 from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo import IndexModel
 from pymongo.errors import (
     BulkWriteError,
     ConfigurationError,
@@ -24,7 +25,7 @@ from pymongo.errors import (
 )
 
 from memory.errors import ConfigError, StoreUnavailable
-from memory.stores.collections import INDEXES, Document, Index, at
+from memory.stores.collections import COLLECTIONS, INDEXES, Document, at
 
 DATABASE = "strata"
 BATCH = 500  # documents that one command changes at most
@@ -69,9 +70,8 @@ class Connection:
             ) from None
         try:
             await self.ping()
-            for index in INDEXES:
-                async with self._do(INDEX_BUILD_SECONDS) as database:
-                    await _create(database, index)
+            async with self._do(INDEX_BUILD_SECONDS) as database:
+                await asyncio.gather(*(_index(database[name]) for name in COLLECTIONS))
         except BaseException as error:
             await self.close()
             cause = error.__cause__
@@ -144,7 +144,9 @@ class Connection:
         show: Mapping[str, Any] | None = None,
     ) -> list[Document]:
         async with self._do() as database:
-            cursor = database[collection].find(where, show, limit=limit, sort=list(sort) or None)
+            cursor = database[collection].find(
+                where, show, sort=list(sort) or None, limit=limit, batch_size=limit
+            )  # all in one answer
             found: list[Document] = await cursor.to_list(None)
         return found
 
@@ -206,19 +208,27 @@ class Connection:
                 return deleted
 
 
-async def _create(database: Any, index: Index) -> None:
+async def _index(collection: Any) -> None:
+    """Make its indexes in one command: a server may need a second for each such command."""
+    models = {
+        index.name: IndexModel(list(index.keys), name=index.name, **index.options)
+        for index in INDEXES
+        if index.collection == collection.name
+    }
     try:
-        await database[index.collection].create_index(
-            list(index.keys), name=index.name, **index.options
-        )
+        await collection.create_indexes(list(models.values()))
     except OperationFailure as error:
         if error.code not in DIFFERENT:
             raise
-        raise ConfigError(
-            "store.url",
-            f"the collection {index.collection} has another index in place of {index.name!r}",
-            "drop that index; it is made again at the next start",
-        ) from error
+        for name, model in models.items():
+            try:
+                await collection.create_indexes([model])
+            except OperationFailure:
+                raise ConfigError(
+                    "store.url",
+                    f"the collection {collection.name} has another index in place of {name!r}",
+                    "drop that index; this one is made at the next start",
+                ) from error
 
 
 def _is_conflict(details: Mapping[str, Any]) -> bool:

@@ -35,7 +35,7 @@ from memory.stores.collections import (
     turn_document,
     within,
 )
-from memory.stores.connection import BATCH, Conflict, Connection
+from memory.stores.connection import BATCH, Conflict, Connection, Order
 
 FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
 BARE = {"receipt": 0}
@@ -87,8 +87,10 @@ class MongoStore:
         return Loaded(session, turns[: uncovered + 1])
 
     async def _newest(self, session_key: str, where: Document, limit: int) -> list[Turn]:
-        chosen = {**within(session_key), **where}
-        found = await self._db.find(TURNS, chosen, sort=(("seq", -1),), limit=limit, show=BARE)
+        return await self._turns({**within(session_key), **where}, limit, sort=(("seq", -1),))
+
+    async def _turns(self, where: Document, limit: int, *, sort: Order = ()) -> list[Turn]:
+        found = await self._db.find(TURNS, where, sort=sort, limit=limit, show=BARE)
         return [to_turn(document) for document in found]
 
     async def append(self, turns: Sequence[Turn]) -> int:
@@ -114,16 +116,16 @@ class MongoStore:
     async def turns(self, ids: Sequence[str], *, now: datetime) -> dict[str, Turn]:
         if not ids:
             return {}
-        where = {"_id": {"$in": list(ids)}, "user_key": {"$in": list({owner(id_) for id_ in ids})}}
-        turns = [to_turn(document) for document in await self._db.find(TURNS, where, show=BARE)]
-        return {turn.id: turn for turn in turns if turn.expires_at > now}
+        owners = {owner(id_) for id_ in ids}
+        where = {"_id": {"$in": list(ids)}, "user_key": {"$in": list(owners)}}
+        found = await self._turns(where, len(ids))
+        return {turn.id: turn for turn in found if turn.expires_at > now}
 
     async def by_idempotency(self, user_key: str, keys: Sequence[str]) -> dict[str, Turn]:
         if not keys:
             return {}
         where = {"user_key": user_key, "idempotency": {"$in": list(keys)}}
-        turns = [to_turn(document) for document in await self._db.find(TURNS, where, show=BARE)]
-        return {turn.idempotency: turn for turn in turns}
+        return {turn.idempotency: turn for turn in await self._turns(where, len(keys))}
 
     async def history(
         self, session_key: str, *, now: datetime, before: int | None, first: int, limit: int
@@ -135,8 +137,7 @@ class MongoStore:
 
     async def range(self, session_key: str, *, after: int, limit: int) -> list[Turn]:
         where = {**within(session_key), "seq": {"$gte": after}, "last_seq": {"$gt": after}}
-        found = await self._db.find(TURNS, where, sort=(("seq", 1),), limit=limit, show=BARE)
-        return [to_turn(document) for document in found]
+        return await self._turns(where, limit, sort=(("seq", 1),))
 
     async def user_turns(
         self,
@@ -153,9 +154,7 @@ class MongoStore:
         where |= _before("created_at", before, since=since, until=until)
         if session_key is not None:
             where["session_key"] = session_key
-        order = (("created_at", -1), ("_id", -1))
-        found = await self._db.find(TURNS, where, sort=order, limit=limit, show=BARE)
-        return [to_turn(document) for document in found]
+        return await self._turns(where, limit, sort=(("created_at", -1), ("_id", -1)))
 
     # --- what is pending -----------------------------------------------------------------------
 
