@@ -30,6 +30,7 @@ def running_turn(
     question: str,
     *,
     ttl: float | str,
+    lease_seconds: float,
     counter: TokenCounter,
     metadata: dict[str, Any] | None,
 ) -> Turn:
@@ -47,6 +48,7 @@ def running_turn(
         last_seq=seq + 1,
         status="running",
         token=secrets.token_hex(8),
+        until=expiry_of(moment, lease_seconds),
         user=Message(
             id=f"{id_}.u",
             seq=seq,

@@ -62,7 +62,11 @@ class Stopping(StrataError):
 
 
 class TurnLost(StrataError):
-    pass
+    """The turn is no longer this writer's: `erased`, or else taken over by another."""
+
+    def __init__(self, *, erased: bool) -> None:
+        self.erased = erased
+        super().__init__("the turn was erased" if erased else "the turn was taken over")
 
 
 class StoreUnavailable(StrataError):

@@ -14,7 +14,7 @@ import structlog
 from memory.config import MemoryConfig
 from memory.embeddings import DenseModel
 from memory.erasing import Erasing
-from memory.errors import ConfigError, IndexUnavailable, StrataError
+from memory.errors import ConfigError, IndexUnavailable, StoreUnavailable, StrataError
 from memory.folding import Folding
 from memory.gates import SessionGates, SessionLocks
 from memory.indexes.base import VectorIndex
@@ -22,6 +22,7 @@ from memory.library import Library
 from memory.orchestrator import Memory
 from memory.projection import Projection
 from memory.recall import Recall
+from memory.sessions import Sessions
 from memory.stores.base import TurnStore
 from memory.summary import Summarizer
 from memory.sweeper import Sweeper
@@ -40,6 +41,7 @@ class Strata:
     index: VectorIndex | None
     model: DenseModel
     counter: TokenCounter
+    sessions: Sessions
     projection: Projection
     folding: Folding
     sweeper: Sweeper
@@ -103,6 +105,66 @@ def make_index(config: MemoryConfig) -> VectorIndex | None:
     )
 
 
+def put_together(
+    config: MemoryConfig,
+    *,
+    store: TurnStore,
+    index: VectorIndex | None,
+    model: DenseModel,
+    counter: TokenCounter,
+    summarizer: Summarizer | None,
+) -> Strata:
+    """All parts over a store and an index that are not open yet."""
+    locks, gates = SessionLocks(), SessionGates()
+    recall = Recall(index=index, model=model, config=config.recall)
+    folding = Folding(
+        store=store, counter=counter, config=config, locks=locks, summarizer=summarizer
+    )
+    sessions = Sessions(store=store, locks=locks, session_ttl=config.ttl.session)
+    projection = Projection(
+        store=store,
+        index=index,
+        model=model,
+        folding=folding,
+        sessions=sessions,
+        locks=locks,
+        counter=counter,
+        config=config,
+    )
+    erasing = Erasing(store=store, index=index, projection=projection, locks=locks)
+    return Strata(
+        memory=Memory(
+            store=store,
+            recall=recall,
+            counter=counter,
+            config=config,
+            gates=gates,
+            wake=projection.wake,
+        ),
+        library=Library(
+            store=store, recall=recall, sessions=sessions, erasing=erasing, config=config
+        ),
+        store=store,
+        index=index,
+        model=model,
+        counter=counter,
+        sessions=sessions,
+        projection=projection,
+        folding=folding,
+        sweeper=Sweeper(
+            store=store,
+            index=index,
+            erasing=erasing,
+            folding=folding,
+            projection=projection,
+            locks=locks,
+            config=config,
+        ),
+        config=config,
+        model_loaded=asyncio.Event(),
+    )
+
+
 @asynccontextmanager
 async def open_memory(
     config: MemoryConfig,
@@ -122,62 +184,23 @@ async def open_memory(
     model = DenseModel(config.embedding if index else config.embedding.model_copy(
         update={"provider": "none"}
     ))  # fmt: skip
-    locks, gates = SessionLocks(), SessionGates()
-    recall = Recall(index=index, model=model, config=config.recall)
-    folding = Folding(
-        store=store, counter=counter, config=config, locks=locks, summarizer=summarizer
+    strata = put_together(
+        config, store=store, index=index, model=model, counter=counter, summarizer=summarizer
     )
-    projection = Projection(
-        store=store,
-        index=index,
-        model=model,
-        folding=folding,
-        locks=locks,
-        counter=counter,
-        config=config,
-    )
-    erasing = Erasing(store=store, index=index, projection=projection, locks=locks)
-    strata = Strata(
-        memory=Memory(
-            store=store,
-            recall=recall,
-            counter=counter,
-            config=config,
-            gates=gates,
-            wake=projection.wake,
-        ),
-        library=Library(
-            store=store, recall=recall, projection=projection, erasing=erasing, config=config
-        ),
-        store=store,
-        index=index,
-        model=model,
-        counter=counter,
-        projection=projection,
-        folding=folding,
-        sweeper=Sweeper(
-            store=store,
-            index=index,
-            erasing=erasing,
-            folding=folding,
-            projection=projection,
-            locks=locks,
-            config=config,
-        ),
-        config=config,
-        model_loaded=asyncio.Event(),
-    )
-    await store.open()
+    try:
+        await store.open()
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"{error} (see store.url)") from error
     tasks: list[asyncio.Task[None]] = []
     try:
         interrupted = await store.interrupt_running()
         if interrupted:
             log.warning("turns.interrupted", count=interrupted)
-        if index is not None and await index.open():
+        if index is not None and await _opened(index):
             await store.unsettle()
         jobs: list[Coroutine[Any, Any, None]] = [_load_model(strata)]
         if background:
-            jobs += [projection.run(), folding.run(), strata.sweeper.run()]
+            jobs += [strata.projection.run(), strata.folding.run(), strata.sweeper.run()]
         tasks = [asyncio.create_task(job) for job in jobs]
         yield strata
     finally:
@@ -186,12 +209,19 @@ async def open_memory(
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
-        await projection.drain()
+        await strata.projection.drain()
         if index is not None:
             with suppress(IndexUnavailable):
                 await index.close()
         model.close()
         await store.close()
+
+
+async def _opened(index: VectorIndex) -> bool:
+    try:
+        return await index.open()
+    except IndexUnavailable as error:
+        raise IndexUnavailable(f"{error} (see index.url; index.url = none: no recall)") from error
 
 
 async def _load_model(strata: Strata) -> None:

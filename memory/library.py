@@ -13,9 +13,9 @@ from memory.erasing import Erasing
 from memory.errors import NotFound
 from memory.lifetimes import ended, session_expiry, title_of
 from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
-from memory.projection import Projection
 from memory.recall import Recall
 from memory.rereading import of_living_sessions, reread
+from memory.sessions import Sessions
 from memory.stores.base import TurnStore
 
 EXPIRED_PAGE = 20
@@ -53,13 +53,13 @@ class Library:
         *,
         store: TurnStore,
         recall: Recall,
-        projection: Projection,
+        sessions: Sessions,
         erasing: Erasing,
         config: MemoryConfig,
     ) -> None:
         self._store = store
         self._recall = recall
-        self._projection = projection
+        self._sessions = sessions
         self._erasing = erasing
         self._config = config
 
@@ -99,7 +99,7 @@ class Library:
     async def session(self, user: User, session_id: str) -> Session:
         """The session, repaired from its turns. Raises NotFound."""
         key = session_key(user.key, session_id)
-        session = await self._projection.session(key)
+        session = await self._sessions.session(key)
         lives = await self._living(session) if session is not None else None
         if lives is None:
             raise NotFound("session")
@@ -109,7 +109,7 @@ class Library:
         self, user: User, *, before: tuple[datetime, str] | None, limit: int
     ) -> tuple[list[Session], tuple[datetime, str] | None]:
         """A page by last activity, newest first, and the next page's `before`."""
-        await self._projection.refresh(user.key)
+        await self._sessions.refresh(user.key)
         found = await self._store.sessions(user.key, before=before, limit=limit + 1)
         last = found[limit - 1] if len(found) > limit else None
         page = [lives for session in found[:limit] if (lives := await self._living(session))]

@@ -1,42 +1,96 @@
-"""A session as it counts now, and its newest turns: what every write begins with."""
+"""A session as it counts now, and its newest turns: what every write begins with.
+
+The running turn is the session's lease. Who finds one waits for its end; one whose writer is
+gone is ended here. Safety rests on the turn's token, never on clocks: whoever was taken over can
+write nothing more.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import time
+from datetime import timedelta
+from typing import NamedTuple
+
 from memory.documents import interrupted
+from memory.errors import SessionBusy
 from memory.lifetimes import begun_anew, ended, new_session
-from memory.models import Session, User, now, session_key
+from memory.models import Session, Turn, User, now, session_key
 from memory.stores.base import Loaded, TurnStore
+
+# A lease is over only some time after its end: clocks of two machines differ.
+CLOCK_SKEW = timedelta(seconds=2)
+POLL_SECONDS = 0.05
+KNOWN_ABANDONED = 1_000
+
+
+class Opened(NamedTuple):
+    """`waited`: another turn ended while this one was opened."""
+
+    session: Session
+    loaded: Loaded
+    waited: bool
 
 
 class Opening:
     def __init__(self, *, store: TurnStore, session_ttl: float) -> None:
         self._store = store
         self._session_ttl = session_ttl
+        self._abandoned: dict[str, None] = {}
 
-    async def session(
-        self, user: User, session_id: str, *, restart: bool = True
-    ) -> tuple[Session, Loaded]:
-        """The session as it counts now, and its newest turns. With `restart` (for who holds its
-        gate), a turn left running is ended, and a session that ended begins anew in the store.
+    def abandoned(self, turn_id: str) -> None:
+        """Nobody in this process writes this turn any more, whatever its lease says."""
+        if len(self._abandoned) >= KNOWN_ABANDONED:
+            del self._abandoned[next(iter(self._abandoned))]
+        self._abandoned[turn_id] = None
+
+    async def session(self, user: User, session_id: str, *, wait_until: float) -> Opened:
+        """The session as it counts now, for who holds its gate and wants to write: no turn runs
+        in it, and if it had ended it begins anew in the store.
+
+        Raises SessionBusy when a turn still runs at `wait_until` (by the monotonic clock).
         """
         key = session_key(user.key, session_id)
-        loaded = await self._store.load(key)
-        if restart and loaded.turns and loaded.turns[0].status == "running":
-            # The session's gate is ours, so whoever wrote this turn has given it up.
-            await self._store.save(interrupted(loaded.turns[0]))
+        waited = False
+        while True:
             loaded = await self._store.load(key)
+            newest = loaded.turns[0] if loaded.turns else None
+            if newest is None or newest.status != "running":
+                break
+            if self._is_over(newest):
+                await self._store.save(interrupted(newest))
+                self._abandoned.pop(newest.id, None)
+                continue
+            if time.monotonic() >= wait_until:
+                raise SessionBusy(1.0)
+            waited = True
+            await asyncio.sleep(POLL_SECONDS)
+        session = self._as_it_counts(user, session_id, loaded)
+        if loaded.session is not None and session is not loaded.session:
+            await self._store.change_session(
+                key, {"first_seq": session.first_seq, "summary": session.summary, "title": ""}
+            )
+            await self._store.drop_segments(key)
+        return Opened(session, loaded, waited)
+
+    async def glance(self, user: User, session_id: str) -> Opened:
+        """The same for who only reads: a running turn may be among its turns."""
+        loaded = await self._store.load(session_key(user.key, session_id))
+        return Opened(self._as_it_counts(user, session_id, loaded), loaded, False)
+
+    def _is_over(self, running: Turn) -> bool:
+        if self._store.exclusive or running.id in self._abandoned:
+            return True  # the session's gate is ours: whoever wrote it here has given it up
+        return running.until is None or running.until + CLOCK_SKEW <= now()
+
+    def _as_it_counts(self, user: User, session_id: str, loaded: Loaded) -> Session:
         session = loaded.session
         if session is None:
-            return new_session(user.key, session_id, now()), loaded
+            return new_session(user.key, session_id, now())
         last = loaded.turns[0] if loaded.turns else None
         if ended(session, last, now(), self._session_ttl):
-            session = begun_anew(session, last_seq(loaded))
-            if restart:
-                await self._store.change_session(
-                    key, {"first_seq": session.first_seq, "summary": session.summary, "title": ""}
-                )
-                await self._store.drop_segments(key)
-        return session, loaded
+            return begun_anew(session, last_seq(loaded))
+        return session
 
 
 def last_seq(loaded: Loaded) -> int:

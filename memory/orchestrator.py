@@ -8,8 +8,9 @@ sweeper.py; they share the parts that are put together in factory.py.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -25,7 +26,7 @@ from memory.documents import (
 )
 from memory.errors import SessionBusy, StoreUnavailable, TurnLost
 from memory.gates import SessionGates
-from memory.lifetimes import new_session
+from memory.lifetimes import expiry_of, new_session
 from memory.models import (
     Context,
     MessageStatus,
@@ -39,7 +40,7 @@ from memory.models import (
     now,
     session_key,
 )
-from memory.opening import Opening, last_seq
+from memory.opening import Opened, Opening, last_seq
 from memory.recall import Recall
 from memory.recording import Recorded, Recording
 from memory.rereading import reread
@@ -76,7 +77,8 @@ class Accepted:
     session: Session
     turns: Sequence[Turn]
     recalled: asyncio.Task[Recalled]
-    ended: bool = field(default=False)
+    ended: bool = False
+    stored: bool = False
 
 
 class Memory:
@@ -117,43 +119,46 @@ class Memory:
         """
         budget = ask.budget or self._config.budget
         check_question(ask.question, ask.system, budget, self.counter)
+        wait_until = time.monotonic() + self._config.session.wait
         shown, recalled = self._begin_recall(ask)
         try:
-            at_once = self._gates.is_free(ask.key)
+            waited = not self._gates.is_free(ask.key)
             await self._gates.acquire(ask.key, wait_seconds=self._config.session.wait)
-            if not at_once:
-                # What was found before the wait does not know the turns that ended meanwhile.
-                recalled.cancel()
-                shown, recalled = self._begin_recall(ask)
             try:
-                session, turns, turn = await self._insert(ask, shown)
+                opened, turn = await self._insert(ask, wait_until)
             except BaseException:
                 self._gates.release(ask.key)
                 raise
         except BaseException:
             recalled.cancel()
             raise
+        if waited or opened.waited:
+            # What was found before the wait does not know the turns that ended meanwhile.
+            recalled.cancel()
+            shown, recalled = self._begin_recall(ask)
+        turns = _window_turns(opened.session, opened.loaded)
+        shown.set_result(turns)
         self._wake(ask.key)
-        return Accepted(ask=ask, turn=turn, session=session, turns=turns, recalled=recalled)
+        return Accepted(ask=ask, turn=turn, session=opened.session, turns=turns, recalled=recalled)
 
-    async def _insert(
-        self, ask: Ask, shown: asyncio.Future[Sequence[Turn]]
-    ) -> tuple[Session, Sequence[Turn], Turn]:
+    async def _insert(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn]:
+        waited = False
         for _race in range(_RACES):
-            session, loaded = await self._opening.session(ask.user, ask.session_id)
+            opened = await self._opening.session(ask.user, ask.session_id, wait_until=wait_until)
+            waited = waited or opened.waited
             turn = running_turn(
                 ask.user,
                 ask.session_id,
-                last_seq(loaded) + 1,
+                last_seq(opened.loaded) + 1,
                 ask.question,
                 ttl=self._config.ttl.memory,
+                lease_seconds=self._config.session.lease,
                 counter=self.counter,
                 metadata=ask.metadata,
             )
             if await self._store.append([turn]):
-                turns = _window_turns(session, loaded)
-                shown.set_result(turns)
-                return session, turns, turn
+                return opened._replace(waited=waited), turn
+            waited = True  # another process was first
         raise SessionBusy(1.0)
 
     async def context(self, accepted: Accepted) -> Context:
@@ -167,7 +172,7 @@ class Memory:
         check_question(ask.question, ask.system, budget, self.counter)
         shown, recalled = self._begin_recall(ask)
         try:
-            session, loaded = await self._opening.session(ask.user, ask.session_id, restart=False)
+            session, loaded, _ = await self._opening.glance(ask.user, ask.session_id)
             turns = _window_turns(session, loaded)
             shown.set_result(turns)
             return self._assemble(ask, session, turns, await recalled)
@@ -198,8 +203,9 @@ class Memory:
         return assemble(material, budget=ask.budget or self._config.budget, counter=self.counter)
 
     async def flush(self, accepted: Accepted, text: str) -> None:
-        """Store the answer so far. Raises TurnLost, StoreUnavailable."""
-        await self._save(accepted, text, "running", "running")
+        """Store the answer so far and renew the lease. Raises TurnLost, StoreUnavailable."""
+        until = expiry_of(now(), self._config.session.lease)
+        await self._save(accepted, text, "running", "running", until=until)
 
     async def finish(
         self,
@@ -219,7 +225,7 @@ class Memory:
         """
         message: MessageStatus = "partial" if status == "failed" and text else status
         try:
-            return await self._save(
+            turn = await self._save(
                 accepted,
                 text,
                 status,
@@ -231,6 +237,8 @@ class Memory:
                 error=error,
                 model=model,
             )
+            accepted.stored = True
+            return turn
         finally:
             self.abandon(accepted)
 
@@ -239,6 +247,8 @@ class Memory:
         if not accepted.ended:
             accepted.ended = True
             accepted.recalled.cancel()
+            if not accepted.stored:
+                self._opening.abandoned(accepted.turn.id)
             self._gates.release(accepted.ask.key)
             self._wake(accepted.ask.key)
 
@@ -259,7 +269,7 @@ class Memory:
             **changes,
         )
         if not await self._store.save(turn):
-            raise TurnLost("the turn was erased or taken over")
+            raise TurnLost(erased=await self._store.turn(turn.id, now=now()) is None)
         return turn
 
     async def record(self, user: User, session_id: str, messages: Sequence[Incoming]) -> Recorded:

@@ -8,11 +8,11 @@ watermark is committed only after the index was flushed.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import structlog
 
 from memory.config import MemoryConfig
@@ -21,9 +21,10 @@ from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailab
 from memory.folding import Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
-from memory.lifetimes import new_session, session_expiry, title_of
-from memory.models import Session, Turn, now
+from memory.lifetimes import expiry_of
+from memory.models import Turn, now
 from memory.points import Passage, make_points, passages_of, sparse_vector
+from memory.sessions import Sessions
 from memory.stores.base import TurnStore
 from memory.tokens import TokenCounter
 from memory.window import turn_tokens
@@ -34,6 +35,9 @@ BATCH_TURNS = 100
 NEIGHBOUR_TURNS = 3  # enough to find the previous passage and its own previous one
 FLUSH_SECONDS = 5.0
 FLUSH_POINTS = 500
+SHARED_CONCURRENCY = 4
+# A session is claimed for so many leases: a batch takes longer than a flush of an answer.
+CLAIM_LEASES = 3
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
@@ -56,6 +60,7 @@ class Projection:
         index: VectorIndex | None,
         model: DenseModel,
         folding: Folding,
+        sessions: Sessions,
         locks: SessionLocks,
         counter: TokenCounter,
         config: MemoryConfig,
@@ -64,6 +69,7 @@ class Projection:
         self._index = index
         self._model = model
         self._folding = folding
+        self._sessions = sessions
         self._counter = counter
         self._config = config
         self._locks = locks
@@ -72,6 +78,10 @@ class Projection:
         self._unflushed_points = 0
         self._unflushed_since: float | None = None
         self._woken = asyncio.Event()
+        self._worker = secrets.token_hex(8)
+        self._at_once = asyncio.Semaphore(
+            config.projector.concurrency or (1 if store.exclusive else SHARED_CONCURRENCY)
+        )
 
     def wake(self, session_key: str) -> None:
         """There is news in this session."""
@@ -141,14 +151,24 @@ class Projection:
 
     async def run_once(self, *, raising: bool = False) -> bool:
         """One batch for every pending session; True when anything was done."""
+        waiting = await self._store.pending(finished=True)
+        return any(await asyncio.gather(*(self._one(key, raising=raising) for key in waiting)))
+
+    async def _one(self, key: str, *, raising: bool) -> bool:
+        failures, not_before = self._failures.get(key, (0, 0.0))
+        if not raising and time.monotonic() < not_before:
+            return False
         worked = False
-        for key in await self._store.pending(finished=True):
-            failures, not_before = self._failures.get(key, (0, 0.0))
-            if not raising and time.monotonic() < not_before:
-                continue
+        async with self._at_once:
             try:
-                async with self._locks.of(key):
-                    worked = await self._catch_up(key) or worked
+                try:
+                    async with self._locks.of(key):
+                        worked = await self._catch_up(key)
+                    if self._flushed_always:
+                        await self._commit(key)
+                finally:
+                    if not self._store.exclusive:
+                        await self._store.release(key, worker=self._worker)
             except (IndexUnavailable, StoreUnavailable, EmbeddingUnavailable) as error:
                 if raising:
                     raise
@@ -163,6 +183,11 @@ class Projection:
                 )
             await self._commit_when_due()
         return worked
+
+    @property
+    def _flushed_always(self) -> bool:
+        """What is written to the index is durable at once, so that watermarks need not wait."""
+        return not self._store.exclusive and not (self._index and self._index.in_process)
 
     async def _commit_when_due(self) -> None:
         since = self._unflushed_since
@@ -180,61 +205,31 @@ class Projection:
             await self._index.flush()
         self._unflushed_points, self._unflushed_since = 0, None
         for key, reached in progress.items():
-            async with self._locks.of(key):
-                if self._progress.get(key) is not reached:
-                    continue  # erased meanwhile
-                await self._store.change_session(
-                    key, {"lexical_through": reached.lexical, "dense_through": reached.dense}
-                )
-                await self._store.settle(key, through=reached.settled)
-                del self._progress[key]
+            await self._commit(key, reached)
 
-    async def refresh(self, user_key: str) -> None:
-        """Bring titles, counts and last activity of this user's sessions up to date."""
-        for key in await self._store.pending(user_key=user_key):
-            await self.session(key)
-
-    async def session(self, key: str) -> Session | None:
-        """The session as its newest turn has it, whether it was projected already or not."""
-        if await self._store.session(key) is not None:
-            return await self._session(key)  # only sets fields: harmless beside a projection
+    async def _commit(self, key: str, flushed: _Progress | None = None) -> None:
+        """Move the watermarks of a session as far as it had come when the index was flushed."""
         async with self._locks.of(key):
-            return await self._session(key)
-
-    async def _session(self, key: str) -> Session | None:
-        """The session document, made or repaired from its newest turns."""
-        loaded = await self._store.load(key, limit=1)
-        if not loaded.turns:
-            return loaded.session
-        newest = loaded.turns[0]
-        session = loaded.session
-        if session is None:
-            oldest = (await self._store.range(key, after=0, limit=1))[0]
-            session = msgspec.structs.replace(
-                new_session(newest.user_key, newest.session_id, oldest.recorded_at),
-                first_seq=oldest.seq,
+            reached = self._progress.get(key)
+            if reached is None or (flushed is not None and reached is not flushed):
+                return  # nothing new, or erased meanwhile
+            await self._store.change_session(
+                key, {"lexical_through": reached.lexical, "dense_through": reached.dense}
             )
-            await self._store.put_session(session)
-        begun = newest.last_seq >= session.first_seq  # else it ended, and was not used again
-        if session.erasing or not begun or (session.last_seq == newest.last_seq and session.title):
-            return session
-        title = session.title
-        if not title:
-            first = await self._store.range(key, after=session.first_seq - 1, limit=1)
-            title = title_of(first[0]) if first else ""
-        changes = {
-            "title": title,
-            "last_seq": newest.last_seq,
-            "updated_at": newest.recorded_at,
-            "expires_at": session_expiry(session, newest.recorded_at, self._config.ttl.session),
-        }
-        await self._store.change_session(key, changes)
-        return msgspec.structs.replace(session, **changes)
+            await self._store.settle(key, through=reached.settled)
+            del self._progress[key]
 
     async def _catch_up(self, key: str) -> bool:
-        session = await self._session(key)
+        session = await self._sessions.repaired(key)
         if session is None or session.erasing:
             return False
+        if not self._store.exclusive:
+            until = expiry_of(now(), CLAIM_LEASES * self._config.session.lease)
+            if not await self._store.claim(key, worker=self._worker, until=until, now=now()):
+                return False  # another worker is at it
+            session = await self._store.session(key)
+            if session is None or session.erasing:
+                return False
         progress = self._progress.get(key) or _Progress(
             session.lexical_through, session.dense_through
         )
@@ -261,7 +256,9 @@ class Projection:
             progress.settled = through
             self._keep(key, progress)
         if worked:
-            self._folding.request(key, added_tokens=progress.added_tokens)
+            # What other workers have added to the session is not known here.
+            added = progress.added_tokens if self._store.exclusive else None
+            self._folding.request(key, added_tokens=added)
             progress.added_tokens = 0
         return worked
 

@@ -70,8 +70,7 @@ class Recall:
                 index = self._index
                 asked = await self._read(index, question, user, seconds * EMBEDDING_SHARE)
                 if index.in_process and after is not None:
-                    limit.reschedule(None)
-                    await after
+                    await _outside(limit, after)
                 return await self._search(index, asked, user, now, session)
         except (IndexUnavailable, TimeoutError) as error:
             log.warning("recall.failed", error=type(error).__name__, detail=str(error)[:200])
@@ -107,3 +106,12 @@ class Recall:
         english = self._model.english_only
         ranked = rescore(hits, asked.question, self._config, english_model=english)
         return Ranked(ranked, asked.degraded)
+
+
+async def _outside(limit: asyncio.Timeout, waiting: asyncio.Future[Any]) -> None:
+    """Wait for what is not recall's own time."""
+    ends, began = limit.when(), asyncio.get_running_loop().time()
+    limit.reschedule(None)
+    await waiting
+    if ends is not None:
+        limit.reschedule(ends + asyncio.get_running_loop().time() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -55,15 +56,21 @@ class Recording:
             if not incoming.content.strip():
                 raise InvalidInput(f"messages[{index}].content", "must not be blank", done=0)
         key = session_key(user.key, session_id)
+        wait_until = time.monotonic() + self._config.session.wait
         await self._gates.acquire(key, wait_seconds=self._config.session.wait)
         try:
-            return await self._record(user, session_id, key, messages)
+            return await self._record(user, session_id, key, messages, wait_until)
         finally:
             self._gates.release(key)
             self._wake(key)
 
     async def _record(
-        self, user: User, session_id: str, key: str, messages: Sequence[Incoming]
+        self,
+        user: User,
+        session_id: str,
+        key: str,
+        messages: Sequence[Incoming],
+        wait_until: float,
     ) -> Recorded:
         names = [client_key(key, m.id) for m in messages if m.id is not None]
         known = {
@@ -72,8 +79,8 @@ class Recording:
         }
         stored: dict[int, str] = {}  # ids by place in `messages`, also of tries that lost a race
         for _race in range(_RACES):
-            _, loaded = await self._opening.session(user, session_id)
-            seq = last_seq(loaded)
+            opened = await self._opening.session(user, session_id, wait_until=wait_until)
+            seq = last_seq(opened.loaded)
             fresh: list[Turn] = []
             places: list[int] = []
             ids = dict(stored)

@@ -31,7 +31,9 @@ PING_SECONDS = 15.0
 # The response that reads begins a moment after the producer does.
 FIRST_READER_SECONDS = 5.0
 PING = b": ping\n\n"
-StopReason = Literal["detached", "shutting_down"]
+StopReason = Literal["detached", "shutting_down", "lost"]
+# A lease is renewed so many times before it would end.
+LEASE_PARTS = 3
 
 
 def encode_event(name: str, id_: str, data: Any) -> bytes:
@@ -171,19 +173,26 @@ class Producer:
                 self._tell("token", f"t{self._length}", {"text": text})
 
     async def _flush_now_and_then(self) -> None:
-        """Store the answer while it grows, so that a crash loses little of it."""
-        pause = self._settings.session.partial_flush
-        if self._accepted is None or not pause or math.isinf(pause):
+        """Store the answer while it grows, so that a crash loses little of it, and renew the
+        lease while it does not. Who has lost the turn stops."""
+        if self._accepted is None:
             return
-        stored = 0
+        session, loop = self._settings.session, asyncio.get_running_loop()
+        renewal = session.lease / LEASE_PARTS
+        pause = min(session.partial_flush or math.inf, renewal)
+        if math.isinf(pause):
+            return
+        stored, at = 0, loop.time()
         while True:
             await asyncio.sleep(pause)
-            if self._length == stored:
+            grown = self._length != stored and session.partial_flush > 0
+            if not grown and loop.time() - at < renewal:
                 continue
-            stored = self._length
+            stored, at = self._length, loop.time()
             try:
                 await self._memory.flush(self._accepted, self.text)
             except TurnLost:
+                self.stop("lost")
                 return
             except StoreUnavailable:
                 continue  # the end tries again, and tells
@@ -210,8 +219,11 @@ class Producer:
                     error=error,
                     model=self.model_name,
                 )
-            except TurnLost:
-                self._fail(TurnError("erased", "the turn was erased while it ran", False))
+            except TurnLost as lost:
+                if lost.erased:
+                    self._fail(TurnError("erased", "the turn was erased while it ran", False))
+                else:
+                    self._fail(TurnError("interrupted", "another worker took the turn over", True))
                 return
             except StoreUnavailable:
                 self._fail(TurnError("not_persisted", "the answer could not be stored", True))

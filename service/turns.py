@@ -39,6 +39,7 @@ _ERROR_STATUS = {
     "not_persisted": 503,
     "shutting_down": 503,
     "erased": 409,
+    "interrupted": 503,
 }
 CLIENT_LEFT = 499  # nobody reads it; it stands in the access log
 _SSE = "text/event-stream"

@@ -16,20 +16,12 @@ from langchain_core.embeddings import Embeddings
 from memory import Ask, MemoryConfig, Strata, User, open_memory
 from memory.config import EmbeddingConfig
 from memory.embeddings import DenseModel, Loaded
-from memory.erasing import Erasing
-from memory.factory import _load_model, make_index, make_store
-from memory.folding import Folding
-from memory.gates import SessionGates, SessionLocks
+from memory.factory import _load_model, make_index, make_store, put_together
 from memory.indexes.base import Hits, Point, VectorIndex
-from memory.library import Library
 from memory.models import NEVER, Message, MessageStatus, Role, Turn, TurnStatus
 from memory.models import session_key as key_of
 from memory.models import turn_id as id_of
-from memory.orchestrator import Memory
-from memory.projection import Projection
-from memory.recall import Recall
 from memory.sparse import SparseVector
-from memory.sweeper import Sweeper
 from memory.tokens import TiktokenCounter
 
 NOON = datetime(2024, 5, 8, 12, tzinfo=UTC)
@@ -187,31 +179,9 @@ async def assembled(
     assert inner is not None
     index = around(inner)
     model = model or DenseModel(settings.embedding)
-    locks, gates = SessionLocks(), SessionGates()
-    shared: dict[str, Any] = {"store": store, "config": settings}
-    recall = Recall(index=index, model=model, config=settings.recall)
-    folding = Folding(counter=counter(), locks=locks, summarizer=None, **shared)
-    projection = Projection(
-        index=index, model=model, folding=folding, locks=locks, counter=counter(), **shared
+    strata = put_together(
+        settings, store=store, index=index, model=model, counter=counter(), summarizer=None
     )
-    erasing = Erasing(store=store, index=index, projection=projection, locks=locks)
-    strata = Strata(
-        memory=Memory(
-            recall=recall, counter=counter(), gates=gates, wake=projection.wake, **shared
-        ),
-        library=Library(recall=recall, projection=projection, erasing=erasing, **shared),
-        index=index,
-        model=model,
-        counter=counter(),
-        projection=projection,
-        folding=folding,
-        sweeper=Sweeper(
-            index=index, erasing=erasing, folding=folding, projection=projection, locks=locks,
-            **shared,
-        ),
-        model_loaded=asyncio.Event(),
-        **shared,
-    )  # fmt: skip
     await store.open()
     if await index.open():
         await store.unsettle()
@@ -221,7 +191,7 @@ async def assembled(
     finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        await projection.drain()
+        await strata.projection.drain()
         await index.close()
         model.close()
         await store.close()

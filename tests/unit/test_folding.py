@@ -204,7 +204,7 @@ async def test_turns_that_arrive_while_a_summary_is_written_survive(tmp_path: Pa
     model = Model("They met.", held=True)
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         await fill(strata, 6)
-        await strata.projection.session(KEY)
+        await strata.sessions.session(KEY)
         fold = asyncio.create_task(strata.folding.fold(KEY))
         await eventually(lambda: len(model.calls) == 1)
         await fill(strata, 3, start=6)
@@ -224,7 +224,7 @@ async def test_of_two_workers_that_fold_the_same_session_one_loses_cleanly(
 ) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 6)
-        await strata.projection.session(KEY)
+        await strata.sessions.session(KEY)
         models = [Model(f"Worker {n} says.", held=True) for n in range(3)]
         workers = [another_worker(strata, model) for model in models]
         folds = [asyncio.create_task(worker.fold(KEY)) for worker in workers]
@@ -240,7 +240,7 @@ async def test_of_two_workers_that_fold_the_same_session_one_loses_cleanly(
 async def test_a_slow_worker_overwrites_nothing_that_was_folded_meanwhile(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 6)
-        await strata.projection.session(KEY)
+        await strata.sessions.session(KEY)
         slow = Model("Slow words.", held=True)
         fold = asyncio.create_task(another_worker(strata, slow).fold(KEY))
         await eventually(lambda: bool(slow.calls))
@@ -259,7 +259,7 @@ async def test_a_fold_that_is_killed_before_its_write_is_done_again(tmp_path: Pa
     model = Model("They met.", held=True)
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         await fill(strata, 6)
-        await strata.projection.session(KEY)
+        await strata.sessions.session(KEY)
         fold = asyncio.create_task(strata.folding.fold(KEY))
         await eventually(lambda: bool(model.calls))
         fold.cancel()
@@ -280,13 +280,13 @@ async def test_a_fold_begun_before_an_erase_brings_nothing_back(tmp_path: Path) 
         await strata.settled()
         await strata.library.delete_session(USER, SESSION)
         await fill(strata, 6)
-        await strata.projection.session(KEY)
+        await strata.sessions.session(KEY)
         slow = Model("Maria is the canary.", held=True)
         fold = asyncio.create_task(another_worker(strata, slow).fold(KEY))
         await eventually(lambda: bool(slow.calls))
         await strata.library.delete_session(USER, SESSION)
         await say(strata, "A new life begins.", recall="none")
-        await strata.projection.session(KEY)
+        await strata.sessions.session(KEY)
         slow.release.set()
         await fold
         assert await summary_of(strata) == Summary()

@@ -175,14 +175,14 @@ async def test_many_running_turns_do_not_hold_up_the_finished_ones(strata: Strat
 async def test_a_session_is_told_by_its_turns(strata: Strata) -> None:
     first = await say(strata, "  My dog\n is called   Bruno. " + "And so on. " * 20)
     last = await say(strata, "Thanks")
-    session = await strata.projection.session(KEY)
+    session = await strata.sessions.session(KEY)
     assert session is not None
     assert session.title == ("My dog is called Bruno. " + "And so on. " * 20)[:60]
     assert (session.first_seq, session.last_seq) == (1, 4)
     assert session.created_at == first.recorded_at
     assert session.updated_at == last.recorded_at
     assert session == await strata.store.session(KEY)
-    assert await strata.projection.session("nobody.nothing") is None
+    assert await strata.sessions.session("nobody.nothing") is None
 
 
 # --- crashes ---------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None
         await strata.settled()
         for _ in range(2):
             for name in names:
-                await strata.projection.session(session_key(USER.key, name))
+                await strata.sessions.session(session_key(USER.key, name))
 
         async def all_gone() -> bool:
             await strata.sweeper.sweep()
