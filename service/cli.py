@@ -103,6 +103,7 @@ def serve(
     config: ConfigOption = None,
     host: Annotated[str | None, typer.Option(help="server.host")] = None,
     port: Annotated[int | None, typer.Option(help="server.port; 0 takes a free one")] = None,
+    worker: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve over HTTP. Works without any configuration."""
     settings = _settings(config)
@@ -112,9 +113,15 @@ def serve(
     except ConfigError as error:
         _fail(error)
     configure_logging(settings.server.log_level)
-    from service.server import serve as serve_
+    if settings.server.workers > 1 and worker is None:
+        from service.workers import Workers
 
-    _run(serve_(settings))
+        _run(Workers(settings, config=config).run())
+        return
+    from service.server import serve as serve_
+    from service.workers import Parent
+
+    _run(serve_(settings, parent=Parent(worker) if worker else None))
 
 
 @app.command()

@@ -21,6 +21,7 @@ from memory.factory import file_path
 from service.app import create_app
 from service.lifespan import Services, open_services
 from service.settings import Settings
+from service.workers import Parent
 
 log = structlog.get_logger("strata")
 CLOSE_SECONDS = 5
@@ -33,17 +34,24 @@ def serve_file(settings: Settings) -> Path | None:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, services: Services, began: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, services: Services, began: float, parent: Parent | None
+    ) -> None:
         super().__init__(config)
         self._services = services
         self._began = began
+        self._parent = parent
+        self._watching: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup()
+        await super().startup([self._parent.listening] if self._parent else None)
         if not self.started:
             return
+        if self._parent is not None:
+            self._parent.serving()
+            self._watching = asyncio.create_task(self._drain_with(self._parent))
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         settings, model = self._services.settings, self._services.strata.model
         shown = f"[{host}]" if ":" in host else host
@@ -52,7 +60,7 @@ class _Server(uvicorn.Server):
         log.info(
             "serving",
             url=f"http://{shown}:{port}",
-            store=settings.store.url,
+            store=without_password(settings.store.url),
             index=settings.index.url,
             model=self._services.model_name,
             offline=settings.model.offline,
@@ -69,6 +77,10 @@ class _Server(uvicorn.Server):
         # which would end the process before the stores are.
         self._loop.call_soon_threadsafe(self._begin_to_drain)
 
+    async def _drain_with(self, parent: Parent) -> None:
+        await parent.gone()
+        self._begin_to_drain()
+
     def _begin_to_drain(self) -> None:
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain())
@@ -79,8 +91,15 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until a signal. Raises ConfigError, StoreUnavailable before the port opens."""
+def without_password(url: str) -> str:
+    """For logs: a URL's host and path, not who signs in and how."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
+
+
+async def serve(settings: Settings, *, parent: Parent | None = None) -> None:
+    """Serve until a signal, or, as a worker, until its parent is gone. Raises ConfigError,
+    StoreUnavailable before the port opens."""
     began = time.perf_counter()
     async with open_services(settings) as services:
         config = uvicorn.Config(
@@ -95,7 +114,7 @@ async def serve(settings: Settings) -> None:
             server_header=False,
             timeout_graceful_shutdown=CLOSE_SECONDS,
         )
-        server = _Server(config, services, began)
+        server = _Server(config, services, began, parent)
         try:
             await server.serve()
         finally:

@@ -109,13 +109,6 @@ class ServerConfig(Group):
                 raise ValueError("names of hosts only, without scheme and port: chat.example.org")
         return tuple(name.lower() for name in value)
 
-    @field_validator("workers")
-    @classmethod
-    def _one(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError("more than one worker needs server stores; embedded ones serve one")
-        return value
-
 
 class Settings(BaseSettings, MemoryConfig):
     """Every group of the configuration."""
@@ -136,6 +129,13 @@ class Settings(BaseSettings, MemoryConfig):
 
     def fit_together(self) -> None:
         """Check what depends on more than one group. Raises ConfigError."""
+        if self.server.workers > 1 and (self.store.embedded or self.index.embedded):
+            raise ConfigError(
+                "server.workers",
+                "embedded stores serve one process",
+                "use 1; or set store.url = mongodb://… and index.url = http://… (a Qdrant "
+                "server) or none",
+            )
         if self.auth.mode == "local":
             if self.server.host not in LOOPBACK:
                 raise ConfigError(

@@ -239,7 +239,7 @@ async def test_a_search_without_an_index_says_so(strata: Strata) -> None:
     library = Library(
         store=strata.store,
         recall=Recall(index=index, model=strata.model, config=strata.config.recall),
-        projection=strata.projection,
+        sessions=strata.sessions,
         erasing=Erasing(
             store=strata.store, index=index, projection=strata.projection, locks=SessionLocks()
         ),
