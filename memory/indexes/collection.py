@@ -1,12 +1,13 @@
 """A collection on a Qdrant server: how it is made, whose vectors it holds, how it fails.
 
 It is opened before the embedding model is known, so its dense vector is added when the model is:
-servers from 1.18 on add and drop named vectors of a collection that is in use. The vector's name
-is made of the model (`dense_name`), thus the collection itself says whose vectors it holds, and
-processes agree without talking: adding and dropping twice is the same as once. `open` and
-`use_model` answer by what is there (no point at all, no point with such a vector), so a process
-that dies before it acts on the answer leaves the next one the same answer. The model is also
-written into the collection's metadata, for people.
+servers from 1.18 on add named vectors to a collection that is in use. The vector's name is made
+of the model (`dense_name`), thus the collection itself says whose vectors it holds, and processes
+agree without talking: adding and emptying twice is the same as once. The vectors of another model
+are emptied, their name stays: a server (1.18.3) that had dropped the name lost every point when
+it was killed, for its log still spoke of it. `open` and `use_model` answer by what is there (no
+point at all, no point with such a vector), so a process that dies before it acts on the answer
+leaves the next one the same answer. The collection's metadata name the model, for people.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 SPARSE = "sparse"
 _METADATA = "strata"
 _DOCUMENT = ["page_content", "metadata"]
+# To take something from every point: a change of the model or of `payload_text`.
+SWEEP_SECONDS = 120
 
 log = structlog.get_logger("strata.index")
 
@@ -40,7 +43,8 @@ def dense_name(identity: str, dimensions: int) -> str:
 
 
 class Collection:
-    """No call takes longer than `timeout_seconds`; with `payload_text` points hold text too."""
+    """No exchange takes longer than `timeout_seconds` but those that go through all points. With
+    `payload_text` points hold text too."""
 
     def __init__(
         self,
@@ -74,15 +78,16 @@ class Collection:
         )
 
     @asynccontextmanager
-    async def answering(self) -> AsyncIterator[AsyncQdrantClient]:
+    async def answering(self, seconds: float | None = None) -> AsyncIterator[AsyncQdrantClient]:
         """The client, for one exchange in time; all that fails in it is IndexUnavailable."""
         if self._client is None:
             raise IndexUnavailable("Qdrant: not open")
+        limit = seconds or self._timeout
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(limit):
                 yield self._client
         except TimeoutError:
-            raise IndexUnavailable(f"Qdrant: no answer within {self._timeout:g} s") from None
+            raise IndexUnavailable(f"Qdrant: no answer within {limit:g} s") from None
         except Exception as error:  # httpx's, the client's, pydantic's; local mode's ValueError
             raise IndexUnavailable(f"Qdrant: {_told(error)}") from error
 
@@ -104,8 +109,10 @@ class Collection:
         known = _recorded(info)
         texts = bool(known.get("payload_text"))
         if texts and not self.payload_text:
-            async with self.answering() as client:
-                await client.delete_payload(self.name, _DOCUMENT, models.Filter(), wait=True)
+            async with self.answering(SWEEP_SECONDS) as client:
+                await client.delete_payload(
+                    self.name, _DOCUMENT, models.Filter(), wait=True, timeout=SWEEP_SECONDS
+                )
         if texts != self.payload_text:
             await self._record(known | {"payload_text": self.payload_text})
         return (self.payload_text and not texts) or not await self._any(models.Filter())
@@ -129,21 +136,19 @@ class Collection:
 
     async def use_model(self, identity: str, dimensions: int) -> bool:
         """True when no point has a vector of this model; those of others are dropped."""
-        from qdrant_client import models
-
         name = dense_name(identity, dimensions)
         async with self.answering() as client:
             info = await client.get_collection(self.name)
         present = _dense_names(info)
         for other in present - {name}:
-            await self._drop(other)
+            await self._empty(other)
         if name not in present:
             await self._add(name, dimensions)
         known = _recorded(info)
         model = {"vector": name, "model": identity, "dimensions": dimensions}
         if known != known | model:
             await self._record(known | model)
-        return not await self._any(models.Filter(must=[models.HasVectorCondition(has_vector=name)]))
+        return not await self._any(_having(name))
 
     async def _add(self, name: str, dimensions: int) -> None:
         from qdrant_client import models
@@ -157,13 +162,13 @@ class Collection:
             if name not in await self._present():  # else another process was first
                 raise IndexUnavailable(f"{error} (adding vectors needs Qdrant 1.18)") from error
 
-    async def _drop(self, name: str) -> None:
-        try:
-            async with self.answering() as client:
-                await client.delete_vector_name(self.name, name, wait=True)
-        except IndexUnavailable:
-            if name in await self._present():  # else another process was first
-                raise
+    async def _empty(self, name: str) -> None:
+        if not await self._any(_having(name)):
+            return
+        async with self.answering(SWEEP_SECONDS) as client:
+            await client.delete_vectors(
+                self.name, [name], _having(name), wait=True, timeout=SWEEP_SECONDS
+            )
 
     async def _present(self) -> set[str]:
         async with self.answering() as client:
@@ -205,6 +210,12 @@ def _dense_names(info: models.CollectionInfo) -> set[str]:
     vectors = info.config.params.vectors
     names = vectors if isinstance(vectors, dict) else {}
     return {name for name in names if name.startswith("dense-")}
+
+
+def _having(vector: str) -> models.Filter:
+    from qdrant_client import models
+
+    return models.Filter(must=[models.HasVectorCondition(has_vector=vector)])
 
 
 def _recorded(info: models.CollectionInfo) -> dict[str, Any]:

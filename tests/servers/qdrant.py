@@ -48,6 +48,7 @@ POINTS: dict[tuple[str, str], Callable[[Collection, Json], Any]] = {
     ("PUT", "/points/vectors"): Collection.update_vectors,
     ("POST", "/points"): Collection.retrieve,
     ("POST", "/points/delete"): Collection.delete,
+    ("POST", "/points/vectors/delete"): Collection.delete_vectors,
     ("POST", "/points/payload/delete"): Collection.delete_payload,
     ("POST", "/points/scroll"): Collection.scroll,
     ("POST", "/points/count"): Collection.count,
@@ -55,9 +56,7 @@ POINTS: dict[tuple[str, str], Callable[[Collection, Json], Any]] = {
     ("POST", "/points/query/batch"): Collection.query_batch,
     ("POST", "/facet"): Collection.facet,
 }
-WAITED = re.compile(
-    r"(PUT|DELETE) /vectors/.+|PUT /(index|points(/vectors)?)|POST /points/.*delete"
-)
+WAITED = re.compile(r"PUT /vectors/.+|PUT /(index|points(/vectors)?)|POST /points/.*delete")
 PATH = re.compile(r"/collections/(?P<name>[\w-]+)(?P<rest>/.*)?")
 
 
@@ -122,8 +121,6 @@ class QdrantServer(ThreadingHTTPServer):
         named = rest.removeprefix("/vectors/")
         if named != rest and method == "PUT":
             return collection.create_vector(named, body)
-        if named != rest and method == "DELETE":
-            return collection.delete_vector(named)
         if (method, rest) not in POINTS:
             raise unknown(f"{method} {path}")
         return POINTS[method, rest](collection, body)

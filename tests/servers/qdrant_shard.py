@@ -124,12 +124,6 @@ class Collection:
         self.save()
         return DONE
 
-    def delete_vector(self, name: str) -> Json:
-        if self.config["vectors"].pop(name, None):
-            self.shard.update(edge.UpdateOperation.delete_vector_name(name))
-            self.save()
-        return DONE
-
     def upsert(self, body: Json) -> Json:
         only(body, "points")
         for point in body["points"]:
@@ -156,6 +150,12 @@ class Collection:
         only(body, "filter")
         chosen = wanted(body["filter"])
         self.shard.update(edge.UpdateOperation.delete_points_by_filter(chosen))
+        return DONE
+
+    def delete_vectors(self, body: Json) -> Json:
+        only(body, "filter", "vector")
+        chosen = wanted(body["filter"])
+        self.shard.update(edge.UpdateOperation.delete_vectors_by_filter(chosen, body["vector"]))
         return DONE
 
     def delete_payload(self, body: Json) -> Json:

@@ -109,7 +109,7 @@ async def test_the_collection_says_which_model_it_was_made_with(server: QdrantSe
     await index.use_model("other", 3)
     config = server.collections["strata"].config
     name = dense_name("other", 3)
-    assert config["vectors"] == {name: {"size": 3, "distance": "Cosine"}}
+    assert config["vectors"][name] == {"size": 3, "distance": "Cosine"}
     assert config["metadata"]["strata"] == {
         "vector": name, "model": "other", "dimensions": 3, "payload_text": False,
     }  # fmt: skip
