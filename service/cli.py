@@ -38,7 +38,10 @@ from service.telemetry import configure_logging
 
 SETTLE_SECONDS = 10.0
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+# A crash shows no variables: a key could be one.
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_show_locals=False
+)
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="a TOML file; else STRATA_CONFIG, ./strata.toml")
@@ -252,7 +255,7 @@ def export(
     from service.clients import connect
     from service.exports import export_lines, written
 
-    if user is None and key is None:
+    if not user and not key:
         _fail("say whose memory: strata export USER")
 
     async def work() -> None:

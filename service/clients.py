@@ -14,7 +14,7 @@ import msgspec
 from memory import Incoming, User
 from memory.errors import InvalidInput, NotFound, StrataError
 from memory.models import Message
-from service.keys import find_key, owner
+from service.keys import NAME, find_key, owner
 from service.lifespan import Services, open_services
 from service.schemas import HistoryOut, SessionOut, SessionsOut, TurnBody, session_out
 from service.server import serve_file
@@ -75,7 +75,7 @@ class HttpClient:
             "POST",
             f"/v1/sessions/{session_id}/turns",
             json={"message": message, "stream": True},
-            headers={"X-User-Id": self._user},
+            headers=_as(self._user),
         ) as response:
             if response.status_code != 200:
                 raise RemoteError(_detail(await response.aread()))
@@ -97,7 +97,7 @@ class HttpClient:
             response = await self._client.post(
                 f"/v1/sessions/{session_id}/messages",
                 content=body,
-                headers={"X-User-Id": user, "Content-Type": "application/json"},
+                headers={**_as(user), "Content-Type": "application/json"},
             )
             if response.status_code != 201:
                 raise RemoteError(_detail(response.content))
@@ -131,8 +131,7 @@ class HttpClient:
 
     async def _get(self, path: str, params: dict[str, str]) -> bytes:
         """Raises NotFound, RemoteError."""
-        headers = {"X-User-Id": self._user}
-        response = await self._client.get(path, params=params, headers=headers)
+        response = await self._client.get(path, params=params, headers=_as(self._user))
         if response.status_code == 404:
             raise NotFound(path)
         if response.status_code != 200:
@@ -224,8 +223,10 @@ async def connect(
         async with open_services(settings) as services:
             yield LocalClient(services, whose)
         return
-    if tenant is not None and key is None:
+    if tenant is not None and not key:
         raise InvalidInput("--tenant", f"{target} takes the tenant from the key: give --key")
+    if key and not NAME.match(key):
+        raise InvalidInput("--key", "is not one: a key is visible ASCII characters")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     if running and settings.server.allowed_hosts:
         headers["Host"] = settings.server.allowed_hosts[0]
@@ -234,7 +235,7 @@ async def connect(
         base_url=target, headers=headers, timeout=timeout, trust_env=False
     ) as client:
         try:
-            yield HttpClient(client, whose.name, with_key=key is not None)
+            yield HttpClient(client, whose.name, with_key=bool(key))
         except httpx.HTTPError as error:
             raise RemoteError(f"{target}: {type(error).__name__}: {error}") from error
 
@@ -270,11 +271,19 @@ async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str,
                 yield fields[b"event"].decode(), json.loads(fields[b"data"])
 
 
+def _as(user: str) -> dict[str, str]:
+    if not NAME.match(user):
+        raise InvalidInput("user", "over HTTP 1 to 256 visible ASCII characters")
+    return {"X-User-Id": user}
+
+
 def _bodies(messages: Sequence[Incoming]) -> Iterator[bytes]:
     """Requests to record them in order, each with as many as a body may well hold."""
     part: list[bytes] = []
     size = 0
-    for encoded in (msgspec.json.encode(_plain(message)) for message in messages):
+    for message in messages:
+        fields: dict[str, Any] = msgspec.to_builtins(message)
+        encoded = msgspec.json.encode({k: v for k, v in fields.items() if v is not None})
         if part and size + len(encoded) > BODY_BYTES:
             yield b'{"messages":[%b]}' % b",".join(part)
             part, size = [], 0
@@ -282,11 +291,6 @@ def _bodies(messages: Sequence[Incoming]) -> Iterator[bytes]:
         size += len(encoded)
     if part:
         yield b'{"messages":[%b]}' % b",".join(part)
-
-
-def _plain(message: Incoming) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(message)
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _detail(body: bytes) -> str:
