@@ -28,7 +28,7 @@ from memory.errors import ConfigError, StoreUnavailable
 from memory.stores.collections import COLLECTIONS, INDEXES, Document, at
 
 DATABASE = "strata"
-BATCH = 500  # documents that one command changes at most
+BATCH = 200  # documents that one command changes at most: a server may need a ms for each
 INDEX_BUILD_SECONDS = 3600.0  # a new index over a large collection takes its time
 SLACK_SECONDS = 0.25  # the driver's own deadline comes first and says more
 POOL = 50
@@ -150,6 +150,35 @@ class Connection:
             found: list[Document] = await cursor.to_list(None)
         return found
 
+    async def page(
+        self,
+        collection: str,
+        where: Document,
+        *,
+        by: tuple[str, str],
+        after: tuple[Any, Any] | None,
+        limit: int,
+        newest_first: bool = False,
+        show: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        """In the order of two fields, what comes `after` the values of the last one seen.
+
+        First what shares the first of them, then the rest: each is one range of an index, while
+        servers differ in what they make of the two joined by `$or`.
+        """
+        sort = [(name, -1 if newest_first else 1) for name in by]
+        found: list[Document] = []
+        if after is not None:
+            beyond = "$lt" if newest_first else "$gt"
+            (first, second), (major, minor) = by, after
+            tied = {**where, first: major, second: {**where.get(second, {}), beyond: minor}}
+            found = await self.find(collection, tied, sort=sort, limit=limit, show=show)
+            where = {**where, first: {**where.get(first, {}), beyond: major}}
+        if len(found) < limit:
+            rest = limit - len(found)
+            found += await self.find(collection, where, sort=sort, limit=rest, show=show)
+        return found
+
     async def insert(self, collection: str, documents: list[Document]) -> int:
         """Insert in order up to the first that a unique index refuses; how many there are now."""
         mark, done = uuid4().hex, 0
@@ -194,18 +223,28 @@ class Connection:
         async with self._do() as database:
             await database[collection].update_many(where, update)
 
+    async def update_all(self, collection: str, where: Document, update: Document) -> None:
+        """Change, page by page, what matches `where` until it is changed."""
+        async for page in self._pages(collection, where):
+            await self.update_many(collection, page, update)
+
     async def delete(self, collection: str, where: Document) -> int:
-        """Page by page, so that no command takes long; how many there were."""
+        """Page by page; how many there were."""
         deleted = 0
-        while True:
+        async for page in self._pages(collection, where):
+            async with self._do() as database:
+                result = await database[collection].delete_many(page)
+            deleted += result.deleted_count
+        return deleted
+
+    async def _pages(self, collection: str, where: Document) -> AsyncIterator[Document]:
+        """Filters, each for a part of what matches `where` now: so no command takes long."""
+        size = BATCH
+        while size == BATCH:
             page = await self.find(collection, where, limit=BATCH, show={"_id": 1})
-            chosen = {**where, "_id": {"$in": [document["_id"] for document in page]}}
+            size = len(page)
             if page:
-                async with self._do() as database:
-                    result = await database[collection].delete_many(chosen)
-                deleted += result.deleted_count
-            if len(page) < BATCH:
-                return deleted
+                yield {**where, "_id": {"$in": [document["_id"] for document in page]}}
 
 
 async def _index(collection: Any) -> None:

@@ -151,10 +151,21 @@ class MongoStore:
         before: tuple[datetime, str] | None = None,
     ) -> list[Turn]:
         where: Document = {"user_key": user_key, "expires_at": {"$gt": now}}
-        where |= _before("created_at", before, since=since, until=until)
+        if since is not None or until is not None:
+            bounds = {"$gte": since, "$lt": until}
+            where["created_at"] = {name: value for name, value in bounds.items() if value}
         if session_key is not None:
             where["session_key"] = session_key
-        return await self._turns(where, limit, sort=(("created_at", -1), ("_id", -1)))
+        found = await self._db.page(
+            TURNS,
+            where,
+            by=("created_at", "_id"),
+            after=before,
+            limit=limit,
+            newest_first=True,
+            show=BARE,
+        )
+        return [to_turn(document) for document in found]
 
     # --- what is pending -----------------------------------------------------------------------
 
@@ -172,18 +183,20 @@ class MongoStore:
     ) -> list[str]:
         """Those in the field `key` of turns with a `date` up to `until`, the earliest first."""
         found: dict[str, None] = {}
-        show = {"_id": 0, date: 1, key: 1}
-        chosen = {**where, date: {"$lte": until}}
+        after: tuple[datetime, str] | None = None
         while len(found) < limit:
-            page = await self._db.find(
-                TURNS, chosen, sort=((date, 1), (key, 1)), limit=BATCH, show=show
+            page = await self._db.page(
+                TURNS,
+                {**where, date: {"$lte": until}},
+                by=(date, key),
+                after=after,
+                limit=BATCH,
+                show={"_id": 0, date: 1, key: 1},
             )
             found |= {document[key]: None for document in page}
             if len(page) < BATCH:
                 break
-            last = page[-1]  # all others of this session with this date are leapt over
-            later = [{date: {"$gt": last[date]}}, {date: last[date], key: {"$gt": last[key]}}]
-            chosen = {**where, date: {"$gte": last[date], "$lte": until}, "$or": later}
+            after = page[-1][date], page[-1][key]  # leaps over the rest of a session on one date
         return list(found)[:limit]
 
     async def settle(self, session_key: str, *, through: int) -> None:
@@ -194,7 +207,7 @@ class MongoStore:
             "status": {"$ne": "running"},
         }
         gone = {"$unset": {"pending_since": "", "pending_in": ""}}
-        await self._db.update_many(TURNS, where, gone)
+        await self._db.update_all(TURNS, where, gone)
 
     async def unsettle(self) -> None:
         # The watermarks first: a turn that is pending below its watermark would be settled.
@@ -255,9 +268,14 @@ class MongoStore:
     async def sessions(
         self, user_key: str, *, before: tuple[datetime, str] | None, limit: int
     ) -> list[Session]:
-        where = {"user_key": user_key, "erasing": {"$ne": True}, **_before("updated_at", before)}
-        order = (("updated_at", -1), ("_id", -1))
-        found = await self._db.find(SESSIONS, where, sort=order, limit=limit)
+        found = await self._db.page(
+            SESSIONS,
+            {"user_key": user_key, "erasing": {"$ne": True}},
+            by=("updated_at", "_id"),
+            after=before,
+            limit=limit,
+            newest_first=True,
+        )
         return [to_session(document) for document in found]
 
     async def put_session(self, session: Session) -> bool:
@@ -334,19 +352,3 @@ class MongoStore:
     async def ended_sessions(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
         where = {"$or": [{"expires_at": {"$lte": before}}, {"erasing": True}]}
         return [to_session(found) for found in await self._db.find(SESSIONS, where, limit=limit)]
-
-
-def _before(
-    date: str,
-    last: tuple[datetime, str] | None,
-    *,
-    since: datetime | None = None,
-    until: datetime | None = None,
-) -> Document:
-    """What comes after the document `last` (its date and id), newest first."""
-    bounds = {"$gte": since, "$lt": until, "$lte": last and last[0]}
-    given: Document = {operator: value for operator, value in bounds.items() if value is not None}
-    found: Document = {date: given} if given else {}
-    if last is not None:
-        found["$or"] = [{date: {"$lt": last[0]}}, {"_id": {"$lt": last[1]}}]
-    return found

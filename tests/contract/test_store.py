@@ -381,21 +381,21 @@ async def test_unsettling_makes_everything_pending_and_sets_the_watermarks_back(
 
 
 async def test_pages_of_work_are_complete(store: TurnStore) -> None:
-    many = [turn("q", "a", seq=1 + 2 * n, at=NOON + n % 3 * MINUTE) for n in range(1100)]
+    many = [turn("q", "a", seq=1 + 2 * n, at=NOON + n % 3 * MINUTE) for n in range(450)]
     later = [turn("q", session=f"s{n}", at=NOON + n % 4 * MINUTE) for n in range(20)]
     assert await store.append(many) == len(many)
     for one in later:
         await store.append([one])
-    await store.put_session(session(last_seq=2200, lexical_through=2200, dense_through=2200))
+    await store.put_session(session(last_seq=900, lexical_through=900, dense_through=900))
     later.sort(key=lambda one: one.recorded_at)
     assert set(await store.pending()) == {KEY, *(one.session_key for one in later)}
     assert len(await store.pending(limit=7)) == 7
-    await store.settle(KEY, through=2200)
+    await store.settle(KEY, through=900)
     assert KEY not in await store.pending()
     await store.unsettle_dense(reset=True)
-    await store.settle(KEY, through=2198)
+    await store.settle(KEY, through=898)
     assert KEY in await store.pending(), "the last of many is pending"
-    await store.settle(KEY, through=2200)
+    await store.settle(KEY, through=900)
     await store.unsettle()
     assert KEY in await store.pending(user_key=USER.key)
     assert await store.delete_session(KEY) == len(many)
