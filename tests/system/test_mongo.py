@@ -1,0 +1,366 @@
+"""MongoDB in particular: round trips, repeated writes, network faults, its own deletion."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from math import inf
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+from servers.mongo import Mongo
+from servers.proxy import Proxy
+from servers.repeating import Repeating
+from unit.builders import NOON, SESSION, USER, dialogue, turn
+
+from memory.errors import ConfigError, StoreUnavailable
+from memory.lifetimes import new_session
+from memory.models import Segment, Summary, Turn, User, now, session_key
+from memory.stores.collections import INDEXES
+from memory.stores.mongo import MongoStore
+from system.process import wait_for
+
+KEY = session_key(USER.key, SESSION)
+DEADLINE_SECONDS = 0.5
+# Beyond its own deadline: the store's slack, and a busy machine.
+LATE_SECONDS = DEADLINE_SECONDS + 0.25 + 0.5
+NOT_OURS = {"hello", "ismaster", "saslStart", "saslContinue", "endSessions"}
+
+
+class Commands(CommandListener):
+    """The names of the commands that were sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if event.command_name not in NOT_OURS:
+            self.sent.append(event.command_name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        pass
+
+    def take(self) -> list[str]:
+        sent, self.sent = self.sent, []
+        return sent
+
+
+class Filters(Commands):
+    """The finds that were sent."""
+
+    sent: list[Any]
+
+    def started(self, event: CommandStartedEvent) -> None:
+        if event.command_name == "find":
+            about = ("find", "filter", "sort", "projection", "limit")
+            self.sent.append({name: event.command[name] for name in about if name in event.command})
+
+
+@asynccontextmanager
+async def opened(url: str, **options: object) -> AsyncIterator[MongoStore]:
+    store = MongoStore(url, **{"purge_grace_seconds": inf, **options})  # type: ignore[arg-type]
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def finished(running: Turn) -> Turn:
+    assert running.assistant is not None
+    answer = msgspec.structs.replace(running.assistant, content="answer", status="done")
+    return msgspec.structs.replace(running, status="done", assistant=answer)
+
+
+def started(seq: int = 1, token: str = "mine") -> Turn:
+    return turn("question", "", seq=seq, status="running", token=token)
+
+
+# --- round trips -----------------------------------------------------------------------------
+
+
+async def test_a_turn_takes_two_reads_one_insert_and_one_update(mongo_url: str) -> None:
+    commands = Commands()
+    async with opened(mongo_url, listeners=[commands]) as store:
+        await store.append(dialogue([("q", "a")] * 40))
+        await store.put_session(new_session(USER.key, SESSION, NOON))
+        commands.take()
+        assert len((await store.load(KEY)).turns) == 40
+        assert commands.take() == ["find", "find"]
+        await store.append([started(81)])
+        assert commands.take() == ["insert"]
+        await store.save(finished(started(81)))
+        assert commands.take() == ["update"]
+        await store.turns([turn("q", seq=n).id for n in range(1, 81)], now=NOON)
+        assert commands.take() == ["find"]
+        await store.history(KEY, now=NOON, before=None, first=1, limit=200)
+        assert commands.take() == ["find"]
+        await store.user_turns(USER.key, now=NOON, limit=200)
+        assert commands.take() == ["find"]
+
+
+async def test_session_and_turns_are_read_side_by_side(mongo: Mongo, mongo_url: str) -> None:
+    with Proxy(*mongo.address) as proxy:
+        url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
+        async with opened(url) as store:
+            await asyncio.gather(*(store.load(KEY) for _ in range(3)))  # opens connections
+            proxy.mode("latency", seconds=0.4)
+            began = time.monotonic()
+            await store.load(KEY)
+            assert 0.4 <= time.monotonic() - began < 0.75
+
+
+# --- repeated writes -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repeating(mongo: Mongo) -> Iterator[Repeating]:
+    with Repeating(*mongo.address, tls="tls=true" in mongo.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def repeated(mongo: Mongo, mongo_url: str, repeating: Repeating) -> AsyncIterator[MongoStore]:
+    """A store behind `repeating`, which ends TLS."""
+    url = mongo.database(urlsplit(mongo_url).path[1:], port=repeating.port)
+    for option in ("tls=true", "tlsAllowInvalidCertificates=true"):
+        url = url.replace(option, "appName=test")
+    async with opened(url) as store:
+        yield store
+    assert repeating.repeated
+
+
+async def test_an_insert_that_the_driver_repeats_counts_as_inserted(
+    repeated: MongoStore, repeating: Repeating
+) -> None:
+    repeating.repeat("insert")
+    assert await repeated.append([started()]) == 1
+    assert await repeated.append([started()]) == 0, "but another one of the same token does not"
+    repeating.repeat("insert")
+    assert await repeated.append(dialogue([("q", "a")] * 5)) == 0
+    taken = turn("q", seq=7, token="theirs")
+    await repeated.append([taken])
+    repeating.repeat("insert")
+    batch = [turn("q", seq=n) for n in (3, 4, 5, 7, 8)]
+    assert await repeated.append(batch) == 3
+    found = await repeated.range(KEY, after=0, limit=9)
+    assert [one.seq for one in found] == [1, 3, 4, 5, 7]
+
+
+async def test_an_update_that_the_driver_repeats_counts_as_done(
+    repeated: MongoStore, repeating: Repeating
+) -> None:
+    await repeated.append([started()])
+    repeating.repeat("update")
+    assert await repeated.save(finished(started()))
+    assert not await repeated.save(finished(started())), "it does not run any more"
+    session = new_session(USER.key, SESSION, NOON)
+    repeating.repeat("insert")
+    assert await repeated.put_session(session)
+    assert not await repeated.put_session(session)
+    repeating.repeat("update")
+    rolled = {"summary": Summary(text="rolled", version=1)}
+    assert await repeated.change_session(KEY, rolled, summary_version=0)
+    assert not await repeated.change_session(KEY, rolled, summary_version=0)
+    repeating.repeat("update")
+    later = NOON + timedelta(minutes=1)
+    assert await repeated.claim(KEY, worker="a", until=later, now=NOON)
+
+
+# --- network faults --------------------------------------------------------------------------
+
+FAULTS = {
+    "refuse": {},
+    "reset": {},
+    "blackhole": {},
+    "latency": {"seconds": 30.0},
+    "cut": {"after_bytes": 20},
+}
+
+
+@pytest.mark.parametrize("mode", FAULTS)
+async def test_a_store_that_is_away_is_told_in_time_and_comes_back(
+    mongo: Mongo, mongo_url: str, mode: str
+) -> None:
+    with Proxy(*mongo.address) as proxy:
+        url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
+        async with opened(url, timeout_seconds=DEADLINE_SECONDS) as store:
+            await store.append([started(1)])
+            await store.put_session(new_session(USER.key, SESSION, NOON))
+            proxy.mode(mode, **FAULTS[mode])  # type: ignore[arg-type]
+
+            async def is_told(call: Coroutine[Any, Any, Any]) -> None:
+                began = time.monotonic()
+                with pytest.raises(StoreUnavailable) as told:
+                    await call
+                assert time.monotonic() - began < LATE_SECONDS
+                assert "lost" not in str(told.value)
+
+            await is_told(store.ping())
+            await asyncio.gather(
+                is_told(store.load(KEY)),
+                is_told(store.append([turn("lost", seq=3, token="lost")])),
+                is_told(store.save(finished(started(1)))),
+                is_told(store.change_session(KEY, {"title": "lost"})),
+                is_told(store.delete_session("nobody.nothing")),
+                is_told(store.pending()),
+                is_told(MongoStore(url, timeout_seconds=DEADLINE_SECONDS).open()),
+            )
+            proxy.mode("pass")
+            deadline = time.monotonic() + 10
+            while True:
+                with suppress(StoreUnavailable):
+                    await store.append([turn("back", seq=5, token="back")])
+                    break
+                assert time.monotonic() < deadline
+            found = {one.token: one for one in (await store.load(KEY)).turns}
+            assert {"mine", "back"} <= set(found)
+
+
+async def test_many_calls_into_a_black_hole_all_end_in_time(mongo: Mongo, mongo_url: str) -> None:
+    with Proxy(*mongo.address) as proxy:
+        url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
+        async with opened(url, timeout_seconds=DEADLINE_SECONDS) as store:
+            proxy.mode("blackhole")
+            began = time.monotonic()
+            calls = [store.append([turn("lost", seq=n)]) for n in range(1, 101)]
+            told = await asyncio.gather(*calls, return_exceptions=True)
+            assert time.monotonic() - began < LATE_SECONDS
+            assert {type(one) for one in told} == {StoreUnavailable}
+            proxy.mode("pass")
+
+
+# --- configuration ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mongodb://anna:s3cret@host:port/x",
+        "mongodb://anna:s3cret@/x",
+        "mongodb://anna:s3@cret@host/x",
+        "mongodb://anna:s3cret@host/in.valid/x",
+    ],
+)
+async def test_a_url_that_makes_no_sense_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises((ConfigError, StoreUnavailable)) as told:
+        await MongoStore(url, timeout_seconds=0.2).open()
+    assert "cret" not in str(told.value)
+
+
+async def test_an_index_of_another_kind_in_the_way_is_named(mongo: Mongo, mongo_url: str) -> None:
+    database = mongo.client[urlsplit(mongo_url).path[1:]]
+    database["turns"].create_index([("user_key", 1), ("idempotency", 1)], name="idempotency")
+    with pytest.raises(ConfigError, match="'idempotency'"):
+        await MongoStore(mongo_url).open()
+
+
+async def test_credentials_that_are_refused_are_a_matter_of_configuration(
+    full_mongo: Mongo, mongo_url: str
+) -> None:
+    parts = urlsplit(mongo_url)
+    place = parts.netloc.rpartition("@")[2]
+    url = parts._replace(netloc=f"nobody:s3cret@{place}").geturl()
+    with pytest.raises(ConfigError, match="credentials") as told:
+        await MongoStore(url).open()
+    assert "s3cret" not in str(told.value)
+
+
+async def test_it_opens_again_over_what_is_there(mongo: Mongo, mongo_url: str) -> None:
+    for _ in range(2):
+        async with opened(mongo_url):
+            pass
+    database = mongo.client[urlsplit(mongo_url).path[1:]]
+    for collection in ("turns", "sessions", "segments"):
+        there = set(database[collection].index_information()) - {"_id_"}
+        assert there == {i.name for i in INDEXES if i.collection == collection}
+
+
+# --- what only a full server shows -----------------------------------------------------------
+
+
+async def test_the_server_deletes_what_expired_when_no_worker_runs(
+    full_mongo: Mongo, mongo_url: str
+) -> None:
+    moment = now()
+    async with opened(mongo_url, purge_grace_seconds=0.0) as store:
+        await store.append(
+            [
+                turn("canary", seq=1, expires=moment + timedelta(seconds=1)),
+                turn("young", seq=2, expires=moment + timedelta(days=1)),
+                turn("for ever", seq=3),
+            ]
+        )
+        for first, expires in ((1, moment), (5, moment + timedelta(days=1))):
+            await store.put_segment(
+                Segment(
+                    session_key=KEY,
+                    first_seq=first,
+                    last_seq=first,
+                    text="canary",
+                    expires_at=expires,
+                )
+            )
+    async with opened(mongo_url) as graceful:
+        await graceful.append([turn("graceful", seq=4, expires=moment)])
+    database = full_mongo.client[urlsplit(mongo_url).path[1:]]
+
+    def gone() -> bool:
+        there = {one["seq"] for one in database["turns"].find({}, {"seq": 1})}
+        segments = {one["first_seq"] for one in database["segments"].find({})}
+        return there == {2, 3, 4} and segments == {5}
+
+    await asyncio.to_thread(wait_for, gone, within_seconds=150, what="deletion by the server")
+
+
+async def test_every_hot_query_is_served_by_an_index(full_mongo: Mongo, mongo_url: str) -> None:
+    users = [User("acme", f"user{n}") for n in range(30)]
+    commands = Filters()
+    async with opened(mongo_url, listeners=[commands]) as store:
+        for user in (USER, *users):
+            for name in ("one", "two"):
+                await store.append(dialogue([("q", "a")] * 30, user=user, session=name))
+                await store.put_session(new_session(user.key, name, NOON))
+                await store.settle(session_key(user.key, name), through=58)
+        key = session_key(USER.key, "one")
+        one = turn("q", session="one", seq=1)
+        commands.sent.clear()
+        await store.load(key)
+        await store.turns([one.id], now=NOON)
+        await store.turn(one.id, now=NOON)
+        await store.by_idempotency(USER.key, [one.idempotency])
+        await store.history(key, now=NOON, before=31, first=1, limit=10)
+        await store.range(key, after=50, limit=10)
+        await store.user_turns(USER.key, now=NOON, limit=10)
+        await store.user_turns(USER.key, now=NOON, limit=10, before=(NOON, one.id))
+        await store.sessions(USER.key, before=None, limit=10)
+        await store.pending(user_key=USER.key)
+        await store.pending()
+        await store.expired_sessions(before=NOON)
+        await store.ended_sessions(before=NOON)
+        await store.settle(key, through=58)
+        await store.segments(key, now=NOON)
+    database = full_mongo.client[urlsplit(mongo_url).path[1:]]
+    asked = list(commands.sent)
+    assert len(asked) >= 15
+    for find in asked:
+        plan = database.command("explain", find, verbosity="executionStats")
+        assert "COLLSCAN" not in str(plan["queryPlanner"]), find
+        assert "IXSCAN" in str(plan["queryPlanner"]) or "IDHACK" in str(plan), find
+        stats = plan.get("executionStats", {})
+        if "totalDocsExamined" in stats:
+            assert stats["totalDocsExamined"] <= stats["nReturned"] + 1, find
