@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from langchain_core._api import LangChainDeprecationWarning
@@ -35,9 +38,13 @@ ANNA, OSKAR = User("acme", "anna"), User("acme", "oskar")
 
 
 @pytest.fixture
-def qdrant(tmp_path: Path) -> Iterator[QdrantServer]:
+def qdrant(tmp_path: Path) -> Iterator[str]:
+    """The address of a Qdrant: the real one, if there is one."""
+    if url := os.environ.get("STRATA_TEST_QDRANT_URL"):
+        yield url
+        return
     with QdrantServer(tmp_path / "qdrant") as server:
-        yield server
+        yield server.url
 
 
 async def tell(strata: Strata, user: User, session: str, *texts: str, role: str = "user") -> None:
@@ -187,21 +194,22 @@ async def test_a_history_keeps_what_was_said_and_each_message_once(strata: Strat
 
 
 async def test_langchain_opens_the_collection_and_finds_one_users_texts(
-    tmp_path: Path, qdrant: QdrantServer
+    tmp_path: Path, qdrant: str
 ) -> None:
     model = LateModel()
-    index = {"url": qdrant.url, "payload_text": True, "timeout": 10}
+    name = f"test-{uuid4().hex}"
+    index = {"url": qdrant, "collection": name, "payload_text": True, "timeout": 10}
     async with assembled(tmp_path, model=model, index=index) as strata:
         model.release.set()
         await strata.settled()
         await tell(strata, ANNA, "s1", "green tea", "black coffee")
         await tell(strata, OSKAR, "s1", "green tea with milk")
-        name = dense_name(model.identity, model.dimensions)
+        vector = dense_name(model.identity, model.dimensions)
 
         def search() -> list[Document]:
-            client = QdrantClient(qdrant.url, check_compatibility=False)
+            client = QdrantClient(qdrant, check_compatibility=False)
             vectors = QdrantVectorStore(
-                client, "strata", embedding=LetterEmbeddings(), vector_name=name
+                client, name, embedding=LetterEmbeddings(), vector_name=vector
             )
             mine = models.FieldCondition(
                 key="metadata.user", match=models.MatchValue(value=ANNA.key)
@@ -220,3 +228,5 @@ async def test_langchain_opens_the_collection_and_finds_one_users_texts(
         assert {"message_id", "created_at"} <= set(documents[0].metadata)
         await strata.library.delete_session(ANNA, "s1")
         assert await asyncio.to_thread(search) == []
+    with closing(QdrantClient(qdrant, check_compatibility=False)) as client:
+        client.delete_collection(name)

@@ -287,14 +287,20 @@ async def test_what_was_written_survives_the_death_of_the_server(tmp_path: Path)
         await index.open()
         await index.use_model("letters", DIMENSIONS)
         await index.upsert([point("green tea", speakers=["x"])])
+        assert await index.use_model("other", 3)
+        await index.update_dense([(point("green tea").id, [1.0, 0.0, 0.0])])
         process.send_signal(signal.SIGKILL)
         process.wait()
         with pytest.raises(IndexUnavailable):
-            await found(index, "tea")
+            await index.count()
     with served(tmp_path, port):
-        assert await found(index, "tea") == ["green tea"]
+        assert await index.count() == 1
         assert not await index.open()
-        assert not await index.use_model("letters", DIMENSIONS)
+        assert not await index.use_model("other", 3)
+        hits = await index.search(
+            user="anna", sparse=sparse.embed_query("tea"), dense=[1.0, 0.0, 0.0], limit=9, now=NOON
+        )
+        assert [len(ranking) for ranking in hits] == [1, 1]
         assert await index.speakers("anna") == {"x"}
         await index.close()
 
