@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from servers.mongo import Mongo
 
-from system.process import Model, Service, modelling, serving
+from system.process import Model, Qdrant, Service, modelling, serving
 
 # Without an embedding model a service is up in less than a second.
 BY_WORDS = {"provider": "none"}
@@ -56,3 +59,22 @@ def session() -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def qdrant_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qdrant]:
+    """The Qdrant server of the tests that do not break it."""
+    qdrant = Qdrant(tmp_path_factory.mktemp("qdrant"))
+    yield qdrant
+    qdrant.kill()
+
+
+@pytest.fixture
+def shared(mongo: Mongo, mongo_url: str, qdrant_process: Qdrant) -> dict[str, dict[str, Any]]:
+    """The configuration of stores that several processes can use, with nothing in them."""
+    return {
+        "store": {"url": mongo_url},
+        "index": {"url": qdrant_process.url, "collection": f"c{next(_sessions)}-{os.getpid()}"},
+        "embedding": dict(BY_WORDS),
+        "projector": {"interval": "100ms"},
+    }

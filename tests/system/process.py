@@ -143,6 +143,24 @@ class Model(Child):
         self.kill()
 
 
+class Qdrant(Child):
+    """The test server that speaks Qdrant's REST protocol, over files in `folder`."""
+
+    def __init__(self, folder: Path, *, port: int = 0) -> None:
+        self.folder = folder
+        super().__init__(
+            [sys.executable, "-m", "servers.qdrant", "--port", str(port), "--folder", str(folder)],
+            folder=folder,
+            env={**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+            log=folder / "qdrant.log",
+        )
+        assert self.process.stdout is not None
+        told = self.process.stdout.readline()
+        assert told, self.log.read_text()
+        self.port: int = json.loads(told)["port"]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+
 class Service:
     """`python -m service serve` in `folder`, configured by `groups`; can be started again."""
 
@@ -160,6 +178,7 @@ class Service:
 
     def start(self) -> None:
         began = time.monotonic()
+        self._log_from = self.log.stat().st_size if self.log.exists() else 0
         self.child = Child(
             [*self._prefix, sys.executable, "-m", "service", "serve", "--port", "0"],
             folder=self.folder,
@@ -175,8 +194,22 @@ class Service:
         try:
             told = json.loads((self.folder / ".strata" / "serve.json").read_text())
         except (OSError, ValueError):
-            return None
+            return self._told_in_the_log()
         return told if told["pid"] == self.child.pid else None
+
+    def _told_in_the_log(self) -> dict[str, Any] | None:
+        """Without a data folder there is no other place."""
+        for event in self.events("serving"):
+            return {"port": int(event["url"].rpartition(":")[2])}
+        return None
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The lines of this name in its log since it was started."""
+        if not self.log.exists():
+            return []
+        *lines, _ = self.log.read_bytes()[self._log_from :].split(b"\n")
+        events = (json.loads(line) for line in lines if line[:1] == b"{")
+        return [event for event in events if event.get("event") == name]
 
     @property
     def pid(self) -> int:
