@@ -85,7 +85,7 @@ def mongo_server(folder: Path) -> Iterator[Mongo | str]:
     elif binary := shutil.which("mongod"):
         with _mongod(binary, folder) as server:
             yield server
-    elif shutil.which("mvn") and shutil.which("java"):
+    elif shutil.which("mvn") and shutil.which("javac"):
         class_path = _class_path()
         if class_path is None:
             yield "Maven could not get mongo-java-server"
@@ -93,7 +93,7 @@ def mongo_server(folder: Path) -> Iterator[Mongo | str]:
             with _java(class_path, folder) as server:
                 yield server
     else:
-        yield "no STRATA_TEST_MONGO_URL, no mongod, and no mvn and java"
+        yield "no STRATA_TEST_MONGO_URL, no mongod, and no mvn with a JDK"
 
 
 @contextmanager
