@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -364,3 +365,45 @@ async def test_every_hot_query_is_served_by_an_index(full_mongo: Mongo, mongo_ur
         stats = plan.get("executionStats", {})
         if "totalDocsExamined" in stats:
             assert stats["totalDocsExamined"] <= stats["nReturned"] + 1, find
+
+
+async def test_no_acknowledged_turn_is_lost_when_the_server_is_killed(
+    mongo: Mongo, mongo_url: str, rng: random.Random
+) -> None:
+    kill_and_restart = mongo.kill_and_restart
+    if kill_and_restart is None:
+        pytest.skip(f"{mongo.name} cannot be killed here: set STRATA_TEST_MONGO_RESTART")
+    acknowledged: dict[str, str] = {}
+    stopping = asyncio.Event()
+
+    async def write(store: MongoStore, name: str) -> None:
+        seq = 1
+        while not stopping.is_set():
+            new = turn(f"{name} {seq}", "answer", seq=seq, session=name)
+            try:
+                if await store.append([new]):
+                    acknowledged[new.id] = new.session_key
+                seq += 2  # taken: the answer was lost, the turn was not
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+
+    async with opened(mongo_url) as store:
+        writers = [asyncio.create_task(write(store, f"s{n}")) for n in range(8)]
+        for _ in range(3):
+            before = len(acknowledged)
+            await asyncio.sleep(rng.uniform(0.2, 1.0))
+            await asyncio.to_thread(kill_and_restart)
+            for _ in range(600):
+                if len(acknowledged) > before + 50:
+                    break
+                await asyncio.sleep(0.05)
+            assert len(acknowledged) > before + 50, "it goes on by itself"
+        stopping.set()
+        await asyncio.gather(*writers)
+        stored = set()
+        for key in set(acknowledged.values()):
+            after = 0
+            while page := await store.range(key, after=after, limit=200):
+                stored |= {one.id for one in page}
+                after = page[-1].last_seq
+    assert set(acknowledged) - stored == set()
