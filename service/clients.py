@@ -61,8 +61,7 @@ class Client(Protocol):
 
 
 class HttpClient:
-    """A running service, which takes the user from the key if it asks for keys, else from the
-    header."""
+    """A running service: takes the user from the key if it asks for keys, else from the header."""
 
     def __init__(self, client: httpx.AsyncClient, user: str, *, with_key: bool = False) -> None:
         self._client = client
@@ -88,10 +87,7 @@ class HttpClient:
         self._recorded.add(user)
         if self._with_key and len(self._recorded) > 1:
             # They would all become messages of the key's one user.
-            raise RemoteError(
-                f"the file holds several users ({', '.join(sorted(self._recorded))}), a key is "
-                "that of one: import with --user"
-            )
+            raise RemoteError("a key is of one user, the file of several: import with --user")
         accepted = duplicates = 0
         for body in _bodies(messages):
             response = await self._client.post(

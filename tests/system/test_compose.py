@@ -79,7 +79,7 @@ def test_a_filled_env_is_accepted_and_configures_the_service(
     assert set(services) == {"strata", "mongo", "qdrant"}
     monkeypatch.chdir(folder)
     for name, value in services["strata"]["environment"].items():
-        if value is not None and name != "STRATA_SERVER__WORKERS":
+        if value is not None:
             monkeypatch.setenv(name, str(value))
     settings = load_settings()
     assert settings.store.url.startswith(f"mongodb://strata:{'5e' * 24}@mongo:27017/strata")
@@ -88,6 +88,7 @@ def test_a_filled_env_is_accepted_and_configures_the_service(
     assert settings.index.api_key.get_secret_value() == "7a" * 24
     assert settings.auth.keys[0].user == "anna"
     assert settings.server.host == "0.0.0.0"
+    assert settings.server.workers == 2
     assert settings.model.name == "some-model"
     assert settings.model.base_url is None
     assert services["mongo"]["environment"]["MONGO_INITDB_ROOT_PASSWORD"] == "5e" * 24
