@@ -25,7 +25,7 @@ from memory.lifetimes import expiry_of
 from memory.models import Turn, now
 from memory.points import Passage, make_points, passages_of, sparse_vector
 from memory.sessions import Sessions
-from memory.stores.base import TurnStore
+from memory.stores.base import PAGE, TurnStore
 from memory.tokens import TokenCounter
 from memory.window import turn_tokens
 
@@ -93,8 +93,11 @@ class Projection:
     async def behind(self) -> int:
         """How many sessions (at most a page) have news that is not projected yet. What is done
         but waits for the next flush of the index does not count."""
-        waiting = await self._store.pending(finished=True)
-        return sum(not self._is_caught_up(key) for key in waiting)
+        return sum(not self._is_caught_up(key) for key in await self._waiting())
+
+    async def _waiting(self) -> list[str]:
+        """A page of pending sessions besides those that only wait for the next flush."""
+        return await self._store.pending(finished=True, limit=PAGE + len(self._progress))
 
     def _is_caught_up(self, key: str) -> bool:
         progress = self._progress.get(key)
@@ -138,8 +141,9 @@ class Projection:
         while True:
             worked = await self.run_once(raising=True)
             await self._folding.drain()
+            waited = bool(self._progress)
             await self.commit()
-            if not worked:
+            if not worked and not waited:
                 return
 
     async def drain(self) -> None:
@@ -151,7 +155,7 @@ class Projection:
 
     async def run_once(self, *, raising: bool = False) -> bool:
         """One batch for every pending session; True when anything was done."""
-        waiting = await self._store.pending(finished=True)
+        waiting = await self._waiting()
         return any(await asyncio.gather(*(self._one(key, raising=raising) for key in waiting)))
 
     async def _one(self, key: str, *, raising: bool) -> bool:

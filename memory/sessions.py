@@ -9,6 +9,8 @@ from memory.lifetimes import new_session, session_expiry, title_of
 from memory.models import Session
 from memory.stores.base import TurnStore
 
+MOST_PENDING = 100_000
+
 
 class Sessions:
     def __init__(self, *, store: TurnStore, locks: SessionLocks, session_ttl: float) -> None:
@@ -18,7 +20,7 @@ class Sessions:
 
     async def refresh(self, user_key: str) -> None:
         """Bring titles, counts and last activity of this user's sessions up to date."""
-        for key in await self._store.pending(user_key=user_key):
+        for key in await self._store.pending(user_key=user_key, limit=MOST_PENDING):
             await self.session(key)
 
     async def session(self, key: str) -> Session | None:

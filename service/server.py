@@ -20,7 +20,7 @@ import uvicorn
 from memory.factory import file_path
 from service.app import create_app
 from service.lifespan import Services, open_services
-from service.settings import Settings
+from service.settings import Settings, without_password
 from service.workers import Parent
 
 log = structlog.get_logger("strata")
@@ -61,7 +61,7 @@ class _Server(uvicorn.Server):
             "serving",
             url=f"http://{shown}:{port}",
             store=without_password(settings.store.url),
-            index=settings.index.url,
+            index=without_password(settings.index.url),
             model=self._services.model_name,
             offline=settings.model.offline,
             embedding=model.state,
@@ -89,12 +89,6 @@ class _Server(uvicorn.Server):
         log.info("draining", turns=len(self._services.producers))
         await self._services.drain()
         self.should_exit = True
-
-
-def without_password(url: str) -> str:
-    """For logs: a URL's host and path, not who signs in and how."""
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
 async def serve(settings: Settings, *, parent: Parent | None = None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from servers.mongo import Mongo, mongo_server
+from servers.qdrant import summary_lines
 from unit.builders import counter as exact
 from unit.builders import opened
 
@@ -81,4 +82,5 @@ def mongo_url(mongo: Mongo) -> Iterator[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     used = terminalreporter.config.stash.get(MONGO_USED, "NOT TESTED (no test asked for it)")
-    terminalreporter.write_line(f"MongoDB: {used}")
+    for line in (f"MongoDB: {used}", *summary_lines()):
+        terminalreporter.write_line(line)

@@ -166,7 +166,8 @@ class Service:
 
     def __init__(
         self, folder: Path, *, fake: Model | None = None, env: Mapping[str, str] | None = None,
-        prefix: tuple[str, ...] = (), **groups: Mapping[str, Any],
+        prefix: tuple[str, ...] = (), arguments: tuple[str, ...] = (),
+        **groups: Mapping[str, Any],
     ) -> None:  # fmt: skip
         if fake is not None:
             groups = {**groups, "model": {"base_url": f"{fake.url}/v1", **groups.get("model", {})}}
@@ -174,13 +175,23 @@ class Service:
         self.log = folder / "service.log"
         self.env = environment(**variables(groups), **(env or {}))
         self._prefix = prefix
+        self._arguments = arguments
         self.start()
 
     def start(self) -> None:
         began = time.monotonic()
         self._log_from = self.log.stat().st_size if self.log.exists() else 0
         self.child = Child(
-            [*self._prefix, sys.executable, "-m", "service", "serve", "--port", "0"],
+            [
+                *self._prefix,
+                sys.executable,
+                "-m",
+                "service",
+                "serve",
+                "--port",
+                "0",
+                *self._arguments,
+            ],
             folder=self.folder,
             env=self.env,
             log=self.log,

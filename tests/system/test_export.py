@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from system.conftest import BY_WORDS, SHORT_DEADLINES
-from system.process import Model, environment, serving, strata, variables, wait_for
+from system.process import Model, environment, serving, strata, variables
 from system.streams import answer, ask, history
 
 # Nothing has to be found: what is looked at is the log.
@@ -130,9 +130,7 @@ def test_many_sessions_come_with_the_longest_quiet_one_first(folder: Path) -> No
     """More than a page of the list; those of one moment in any order."""
     lines = [line(f"s{n}", n) for n in range(450)]
     run(folder, "import", str(write(folder / "lines.ndjson", lines)), "--user", "anna")
-    with serving(folder, **QUICK) as service, service.sync_client("anna") as client:
-        url = "/v1/sessions?limit=1000"
-        wait_for(lambda: len(client.get(url).json()["sessions"]) == 450, within_seconds=20)
+    with serving(folder, **QUICK):
         found = [int(x["session_id"][1:]) for x in exported(folder, "anna")]
     assert sorted(found) == list(range(450))
     assert max(abs(n - place) for place, n in enumerate(found)) < 20
