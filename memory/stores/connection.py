@@ -96,9 +96,9 @@ class Connection:
         )
 
     async def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-            self._client = self._database = None
+        client, self._client, self._database = self._client, None, None
+        if client is not None:  # it says good-bye to the server, which may be away
+            await asyncio.to_thread(client.close)
 
     @asynccontextmanager
     async def _do(self, seconds: float | None = None) -> AsyncIterator[Any]:

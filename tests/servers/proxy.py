@@ -128,7 +128,7 @@ class Proxy:
             await asyncio.gather(
                 self._pass_on(reader, onward), self._pass_on(answers, writer, answering=pair)
             )
-        except OSError:  # the target is away, or one of both ends left
+        except (OSError, asyncio.CancelledError):  # the target is away, an end left, or `stop`
             pass
         finally:
             self._pairs.discard(pair)

@@ -291,6 +291,17 @@ async def test_it_opens_again_over_what_is_there(mongo: Mongo, mongo_url: str) -
         assert there == {i.name for i in INDEXES if i.collection == collection}
 
 
+async def test_several_workers_may_start_on_an_empty_database_at_once(mongo_url: str) -> None:
+    stores = [MongoStore(mongo_url, timeout_seconds=5) for _ in range(4)]
+    await asyncio.gather(*(store.open() for store in stores))
+    racers = [turn("q", token=str(n)) for n in range(4)]
+    won = await asyncio.gather(
+        *(store.append([racer]) for store, racer in zip(stores, racers, strict=True))
+    )
+    assert sorted(won) == [0, 0, 0, 1]
+    await asyncio.gather(*(store.close() for store in stores))
+
+
 # --- what only a full server shows -----------------------------------------------------------
 
 
