@@ -51,11 +51,15 @@ class Mongo:
         missing = () if self.full else FULL_ONLY
         return missing if self.kill_and_restart else (*missing, f"surviving {HARD}")
 
-    def database(self, name: str | None = None, *, port: int | None = None) -> str:
+    def database(
+        self, name: str | None = None, *, port: int | None = None, ends_tls: bool = False
+    ) -> str:
         """The URL of one of its databases (else of a new one), by way of a proxy on `port`."""
         parts = urlsplit(self.url)
         options = dict(parse_qsl(parts.query))
         place = parts.netloc
+        if ends_tls:
+            options = {key: value for key, value in options.items() if not key.startswith("tls")}
         if parts.username:  # else it would be looked for in the database itself
             options.setdefault("authSource", "admin")
         if port is not None:
@@ -64,6 +68,10 @@ class Mongo:
             place = f"{login}{at}127.0.0.1:{port}"
         path = f"/{name or f'strata_test_{uuid4().hex[:12]}'}"
         return urlunsplit(parts._replace(netloc=place, path=path, query=urlencode(options)))
+
+    @property
+    def tls(self) -> bool:
+        return dict(parse_qsl(urlsplit(self.url).query)).get("tls") == "true"
 
     @property
     def address(self) -> tuple[str, int]:

@@ -120,9 +120,12 @@ async def test_session_and_turns_are_read_side_by_side(mongo: Mongo, mongo_url: 
         async with opened(url) as store:
             await asyncio.gather(*(store.load(KEY) for _ in range(3)))  # opens connections
             proxy.mode("latency", seconds=0.4)
-            began = time.monotonic()
-            await store.load(KEY)
-            assert 0.4 <= time.monotonic() - began < 0.75
+            seconds = []
+            for _ in range(3):  # one that has to connect anew takes longer
+                began = time.monotonic()
+                await store.load(KEY)
+                seconds.append(time.monotonic() - began)
+            assert 0.4 <= min(seconds) < 0.75
 
 
 # --- repeated writes -------------------------------------------------------------------------
@@ -130,16 +133,15 @@ async def test_session_and_turns_are_read_side_by_side(mongo: Mongo, mongo_url: 
 
 @pytest.fixture
 def repeating(mongo: Mongo) -> Iterator[Repeating]:
-    with Repeating(*mongo.address, tls="tls=true" in mongo.url) as proxy:
+    with Repeating(*mongo.address, tls=mongo.tls) as proxy:
         yield proxy
 
 
 @pytest.fixture
 async def repeated(mongo: Mongo, mongo_url: str, repeating: Repeating) -> AsyncIterator[MongoStore]:
     """A store behind `repeating`, which ends TLS."""
-    url = mongo.database(urlsplit(mongo_url).path[1:], port=repeating.port)
-    for option in ("tls=true", "tlsAllowInvalidCertificates=true"):
-        url = url.replace(option, "appName=test")
+    name = urlsplit(mongo_url).path[1:]
+    url = mongo.database(name, port=repeating.port, ends_tls=True)
     async with opened(url) as store:
         yield store
     assert repeating.repeated
