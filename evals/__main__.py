@@ -14,7 +14,7 @@ from typing import NoReturn
 import msgspec
 import structlog
 
-from evals import bench, cost, recall, report
+from evals import bench, cost, recall, report, scale
 from evals.datasets import committed, load
 from evals.progress import progress
 from memory import MemoryConfig
@@ -84,6 +84,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="short and long sessions compared (default: 40)",
     )
+    command.add_argument("--store", metavar="URL", help="a MongoDB server to measure too")
+    command.add_argument("--index", metavar="URL", help="a Qdrant server to measure too")
+    command.add_argument(
+        "--turns",
+        type=int,
+        default=1_000_000,
+        metavar="N",
+        help="other users' turns in the filled stores (default: 1,000,000); servers keep them",
+    )
+    command.add_argument(
+        "--points", type=int, default=100_000, metavar="N", help="in the index (default: 100,000)"
+    )
     return main_parser
 
 
@@ -149,11 +161,23 @@ def _cost(options: argparse.Namespace) -> str:
 
 
 def _bench(options: argparse.Namespace) -> str:
-    figures = asyncio.run(
-        bench.run(rounds=options.rounds, tell=lambda line: print(line, file=sys.stderr))
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    figures = asyncio.run(bench.run(rounds=options.rounds, tell=tell))
+    scaled = asyncio.run(
+        scale.run(
+            rounds=options.rounds * 2,
+            turns=options.turns,
+            points=options.points,
+            store=options.store,
+            index=options.index,
+            tell=tell,
+        )
     )
-    text = bench.table(figures)
-    report.write_lines(options.out / "bench.jsonl", [msgspec.json.encode(f) for f in figures])
+    text = f"{bench.table(figures)}\n{scale.table(scaled)}"
+    lines = [msgspec.json.encode(figure) for figure in (*figures, *scaled)]
+    report.write_lines(options.out / "bench.jsonl", lines)
     (options.out / "bench.md").write_text(text, "utf-8")
     return text
 

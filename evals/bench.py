@@ -73,41 +73,42 @@ async def _measure(index: str, rounds: int, tell: Callable[[str], None]) -> Figu
         folder = Path(name)
         texts = user_texts()
         fsync = fsync_ms(folder)
+        indexed = {"STRATA_INDEX__URL": "none"} if index == "none" else {}
         async with (
-            _model_server(folder) as model_url,
-            _service(folder, index, model_url) as service,
+            model_server(folder) as model_url,
+            service(folder, model_url, **indexed) as started,
         ):
-            async with httpx.AsyncClient(base_url=service.url, timeout=60, trust_env=False) as http:
+            async with httpx.AsyncClient(base_url=started.url, timeout=60, trust_env=False) as http:
                 tell(f"index {index}: filling a session of {LONG_MESSAGES} messages")
                 for n in range(BASELINE_TURNS):
-                    await _turn(http, texts, "long", n, f"fill-{n}")
-                await _quiet(http)
-                before = _rss_kb(service.process.pid)
+                    await take_turn(http, texts, "long", n, f"fill-{n}")
+                await quiet(http)
+                before = _rss_kb(started.process.pid)
                 for n in range(BASELINE_TURNS, LONG_MESSAGES // 2):
-                    await _turn(http, texts, "long", n, f"fill-{n}")
-                await _quiet(http)
+                    await take_turn(http, texts, "long", n, f"fill-{n}")
+                await quiet(http)
                 tell(f"index {index}: {rounds} rounds, short and long session in turns")
                 turns = SHORT_MESSAGES // 2
                 n = LONG_MESSAGES // 2
                 for round_ in range(rounds):
                     for turn in range(turns - 1):
-                        await _turn(http, texts, f"short-{round_}", turn, "warm")
-                    await _quiet(http)
-                    await _turn(http, texts, f"short-{round_}", turns, f"short-{round_}")
-                    await _quiet(http)
-                    await _turn(http, texts, "long", n, f"long-{round_}")
+                        await take_turn(http, texts, f"short-{round_}", turn, "warm")
+                    await quiet(http)
+                    await take_turn(http, texts, f"short-{round_}", turns, f"short-{round_}")
+                    await quiet(http)
+                    await take_turn(http, texts, "long", n, f"long-{round_}")
                     n += 1
                 fresh = time.perf_counter()
-                await _turn(http, texts, "fresh", 0, "fresh")
+                await take_turn(http, texts, "fresh", 0, "fresh")
                 fresh = time.perf_counter() - fresh
                 tell(f"index {index}: on to {MEMORY_TURNS} turns")
                 while n < MEMORY_TURNS:
-                    await _turn(http, texts, "long", n, f"fill-{n}")
+                    await take_turn(http, texts, "long", n, f"fill-{n}")
                     n += 1
-                await _quiet(http)
-                grown = _rss_kb(service.process.pid) - before
+                await quiet(http)
+                grown = _rss_kb(started.process.pid) - before
                 points = (await http.get("/health/ready")).json()["index"].get("points", 0)
-            times = _model_calls(service.log)
+            times = model_calls(started.log)
             short = [times[f"short-{i}"] for i in range(rounds)]
             long = [times[f"long-{i}"] for i in range(rounds)]
             passages = points - 2 * BASELINE_TURNS if points else 0
@@ -119,7 +120,7 @@ async def _measure(index: str, rounds: int, tell: Callable[[str], None]) -> Figu
                 long_ms=round(median(long), 2),
                 ratio=round(median(long) / median(short), 3),
                 first_turn_ms=round(fresh * 1000, 1),
-                port_seconds=round(service.seconds_to_port, 2),
+                port_seconds=round(started.seconds_to_port, 2),
                 rss_growth_kb=grown,
                 passages=passages,
                 kb_per_passage=round(grown / passages, 2) if passages else None,
@@ -139,7 +140,7 @@ def fsync_ms(folder: Path, samples: int = 100) -> float:
 
 
 @asynccontextmanager
-async def _model_server(folder: Path) -> AsyncIterator[str]:
+async def model_server(folder: Path) -> AsyncIterator[str]:
     process = _spawn("evals.fake_openai", "--port", "0", cwd=folder, log=folder / "model.log")
     try:
         assert process.stdout is not None
@@ -153,19 +154,19 @@ async def _model_server(folder: Path) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def _service(folder: Path, index: str, model_url: str) -> AsyncIterator[Service]:
+async def service(folder: Path, model_url: str, **variables: str) -> AsyncIterator[Service]:
+    """A service process in `folder` over a model server, without embedding."""
     configured = {
         "STRATA_MODEL__BASE_URL": model_url,
         "STRATA_EMBEDDING__PROVIDER": "none",
         "STRATA_SERVER__PORT": "0",
+        **variables,
     }
-    if index == "none":
-        configured["STRATA_INDEX__URL"] = "none"
     log = folder / "service.log"
     started = time.perf_counter()
     process = _spawn("service", "serve", cwd=folder, log=log, **configured)
     try:
-        url = await _port(folder / ".strata" / "serve.json", process)
+        url = await _serving(log, process)
         yield Service(process, url, log, time.perf_counter() - started)
     finally:
         _stop(process)
@@ -186,11 +187,13 @@ def _spawn(
         )
 
 
-async def _port(path: Path, process: subprocess.Popen[bytes]) -> str:
+async def _serving(log: Path, process: subprocess.Popen[bytes]) -> str:
+    """The address that it tells in its log."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and (text := path.read_text()):
-            return f"http://127.0.0.1:{json.loads(text)['port']}"
+        for line in log.read_bytes().splitlines(keepends=True):
+            if line.endswith(b"\n") and (event := json.loads(line)).get("event") == "serving":
+                return str(event["url"])
         await asyncio.sleep(0.01)
     raise OSError("the service did not open its port; is its configuration right?")
 
@@ -215,7 +218,7 @@ def user_texts() -> list[str]:
     ]
 
 
-async def _turn(
+async def take_turn(
     http: httpx.AsyncClient, texts: list[str], session: str, n: int, request_id: str
 ) -> None:
     response = await http.post(
@@ -226,7 +229,7 @@ async def _turn(
     response.raise_for_status()
 
 
-async def _quiet(http: httpx.AsyncClient) -> None:
+async def quiet(http: httpx.AsyncClient) -> None:
     """Until the projections have caught up. Short pauses, and one in any case: a processor that
     has slept is slower for a while, and every measured turn is to begin alike."""
     deadline = time.monotonic() + DEADLINE_SECONDS
@@ -238,7 +241,7 @@ async def _quiet(http: httpx.AsyncClient) -> None:
     raise OSError("the projections did not catch up")
 
 
-def _model_calls(log: Path) -> dict[str, float]:
+def model_calls(log: Path) -> dict[str, float]:
     """Milliseconds from request to model call, by request id."""
     found = {}
     for line in log.read_bytes().splitlines():
