@@ -7,6 +7,7 @@ so that the stores themselves can be compared. Whatever else the machine does, i
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -31,6 +32,7 @@ from memory.tokens import EstimatedCounter
 
 USERS = 1_000
 SESSION_TURNS = 100
+SESSIONS_AT_ONCE = 4
 TURNS_A_SESSION = 10  # of the measured user
 POINTS_AT_ONCE = 1_000
 YEAR = 365 * 86400.0
@@ -149,19 +151,29 @@ def _sessions(turns: int) -> list[str]:
 
 async def _fill_store(store: TurnStore, turns: int, tell: Callable[[int], None]) -> None:
     texts = user_texts()
-    for n, key in enumerate(_sessions(turns)):
-        user, name = User("bench", f"user{n % USERS}"), f"s{n // USERS}"
-        size = min(SESSION_TURNS, turns - n * SESSION_TURNS)
-        await store.append(list(_turns(user, name, key, size, texts)))
-        await store.settle(key, through=size)
-        document = new_session(user.key, name, now())
-        await store.put_session(
-            msgspec.structs.replace(
-                document, title=name, last_seq=size, lexical_through=size, dense_through=size
+    at_once = asyncio.Semaphore(SESSIONS_AT_ONCE)
+    filled = 0
+
+    async def fill_session(n: int, key: str) -> None:
+        nonlocal filled
+        async with at_once:
+            user, name = User("bench", f"user{n % USERS}"), f"s{n // USERS}"
+            size = min(SESSION_TURNS, turns - n * SESSION_TURNS)
+            await store.append(list(_turns(user, name, key, size, texts)))
+            await store.settle(key, through=size)
+            document = new_session(user.key, name, now())
+            await store.put_session(
+                msgspec.structs.replace(
+                    document, title=name, last_seq=size, lexical_through=size, dense_through=size
+                )
             )
-        )
-        if (n + 1) % 1000 == 0:
-            tell((n + 1) * SESSION_TURNS)
+        filled += size
+        if filled % (USERS * SESSION_TURNS) < size:
+            tell(filled)
+
+    *others, last = enumerate(_sessions(turns))
+    await asyncio.gather(*(fill_session(n, key) for n, key in others))
+    await fill_session(*last)  # it tells that all are there
 
 
 def _turns(user: User, name: str, key: str, size: int, texts: list[str]) -> Iterator[Turn]:

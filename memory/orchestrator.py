@@ -156,7 +156,12 @@ class Memory:
                 counter=self.counter,
                 metadata=ask.metadata,
             )
-            if await self._store.append([turn]):
+            try:
+                inserted = await self._store.append([turn])
+            except BaseException:
+                self._opening.abandoned(turn.id)  # a server may have stored it all the same
+                raise
+            if inserted:
                 return opened._replace(waited=waited), turn
             waited = True  # another process was first
         raise SessionBusy(1.0)
