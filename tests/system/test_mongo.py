@@ -23,9 +23,12 @@ from pymongo.monitoring import (
 from servers.mongo import Mongo
 from servers.proxy import Proxy
 from servers.repeating import Repeating
-from unit.builders import NOON, SESSION, USER, dialogue, turn
+from unit.builders import NOON, SESSION, USER, counter, dialogue, turn
 
+from memory import Ask, MemoryConfig
+from memory.embeddings import DenseModel
 from memory.errors import ConfigError, StoreUnavailable
+from memory.factory import put_together
 from memory.lifetimes import new_session
 from memory.models import Segment, Summary, Turn, User, now, session_key
 from memory.stores.collections import INDEXES
@@ -112,6 +115,29 @@ async def test_a_turn_takes_two_reads_one_insert_and_one_update(mongo_url: str) 
         assert commands.take() == ["find"]
         await store.user_turns(USER.key, now=NOON, limit=200)
         assert commands.take() == ["find"]
+
+
+async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str) -> None:
+    """An answer shorter than `partial_flush`, and what the session already holds."""
+    config = MemoryConfig.model_validate({"index": {"url": "none"}})
+    off = config.embedding.model_copy(update={"provider": "none"})
+    commands = Commands()
+    async with opened(mongo_url, timeout_seconds=5.0, listeners=[commands]) as store:
+        strata = put_together(
+            config, store=store, index=None, model=DenseModel(off), counter=counter(),
+            summarizer=None,
+        )  # fmt: skip
+        for n in range(3):
+            commands.take()
+            accepted = await strata.memory.accept(
+                Ask(user=USER, session_id=SESSION, question=f"question {n}")
+            )
+            assert commands.take() == ["find", "find", "insert"]
+            context = await strata.memory.context(accepted)
+            await strata.memory.finish(accepted, "answer", status="done", context=context)
+            assert commands.take() == ["update"]
+            assert context.receipt.layers.window.messages == 2 * n
+        await strata.projection.settled()
 
 
 async def test_session_and_turns_are_read_side_by_side(mongo: Mongo, mongo_url: str) -> None:
