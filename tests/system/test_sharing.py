@@ -1,0 +1,91 @@
+"""Workers share the sessions of one MongoDB: who projects or erases one claims it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from unit.builders import SESSION, USER, counter
+
+from memory import Ask, MemoryConfig, Strata
+from memory.embeddings import DenseModel
+from memory.factory import make_index, put_together
+from memory.models import now, session_key
+from memory.stores.mongo import MongoStore
+from system.streams import until
+
+KEY = session_key(USER.key, SESSION)
+
+
+@asynccontextmanager
+async def opened(url: str, folder: Path, lease: str = "10s") -> AsyncIterator[Strata]:
+    """A memory in which nothing runs by itself."""
+    config = MemoryConfig.model_validate(
+        {
+            "index": {"url": f"edge:///{folder}/index"},
+            "embedding": {"provider": "none"},
+            "session": {"lease": lease},
+        }
+    )
+    store = MongoStore(url, timeout_seconds=5.0, purge_grace_seconds=86400.0)
+    index = make_index(config)
+    assert index is not None
+    await store.open()
+    await index.open()
+    try:
+        yield put_together(
+            config, store=store, index=index, model=DenseModel(config.embedding),
+            counter=counter(), summarizer=None,
+        )  # fmt: skip
+    finally:
+        await index.close()
+        await store.close()
+
+
+async def say(strata: Strata, question: str) -> None:
+    accepted = await strata.memory.accept(Ask(user=USER, session_id=SESSION, question=question))
+    context = await strata.memory.context(accepted)
+    await strata.memory.finish(accepted, "I see.", status="done", context=context)
+
+
+async def test_a_session_that_another_worker_projects_is_left_to_it(
+    mongo_url: str, tmp_path: Path
+) -> None:
+    async with opened(mongo_url, tmp_path) as strata:
+        await say(strata, "My dog is called Biscuit.")
+        await strata.projection.settled()
+        await say(strata, "My cat is called Shortbread.")
+        ends = now() + timedelta(seconds=1)
+        assert await strata.store.claim(KEY, worker="other", until=ends, now=now())
+        assert not await strata.projection.run_once()
+        assert await strata.store.pending() == [KEY]
+        # Its worker has died: the claim ends, and the work is found again.
+        await until(strata.projection.run_once)
+        await strata.projection.settled()
+        assert await strata.store.pending() == []
+
+
+async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
+    mongo_url: str, tmp_path: Path
+) -> None:
+    async with opened(mongo_url, tmp_path) as strata:
+        await say(strata, "My dog is called Biscuit.")
+        await strata.projection.settled()
+        ends = now() + timedelta(seconds=1)
+        assert await strata.store.claim(KEY, worker="other", until=ends, now=now())
+        erasing = asyncio.create_task(strata.library.delete_session(USER, SESSION))
+        await asyncio.sleep(0)
+
+        async def hidden() -> bool:
+            return (await strata.library.sessions(USER, limit=9, before=None))[0] == []
+
+        await until(hidden)
+        assert not erasing.done()
+        await erasing
+        assert now() >= ends
+        assert await strata.store.session(KEY) is None
+        assert strata.index is not None
+        assert await strata.index.count(USER.key) == 0
