@@ -113,14 +113,21 @@ class Proxy:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports that were aborted close their sockets
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # No coroutine: one that is cancelled before its first step would forget its connection.
         self.accepted += 1
         pair = _Pair(writer)
         if self._mode == "reset":
             pair.reset()
             return
         self._pairs.add(pair)
+        pair.passing = self._loop.create_task(self._pass_between(reader, writer, pair))
+
+    async def _pass_between(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pair: _Pair
+    ) -> None:
         try:
             await self._while_black()
             answers, onward = await asyncio.open_connection(*self._target)
@@ -171,6 +178,7 @@ class _Pair:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.writers = [writer]
         self.answered = 0
+        self.passing: asyncio.Task[None] | None = None
 
     def reset(self) -> None:
         """Both ends see a reset connection (a close that lingers zero seconds)."""
