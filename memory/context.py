@@ -237,8 +237,8 @@ class _Draft:
 
     def _dropped(self, must_cut: bool) -> tuple[Dropped, ...]:
         material, counted = self.material, self.shown.counted
-        candidates = [m for turn in material.turns for m in window.living(turn)]
-        missing = len(candidates) - len(counted) + material.unread
+        found_there = sum([len(window.living(turn)) for turn in material.turns])
+        missing = found_there - len(counted) + material.unread
         hidden = bool(material.summary.text) and not self.summary_tokens
         inside = {message.id for message in counted}
         known = {item.message.id for item in material.recalled.items} & inside

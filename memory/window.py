@@ -31,7 +31,13 @@ EMPTY = Window((), "", (), 0)
 
 def living(turn: Turn) -> list[Message]:
     """The messages of a turn that a prompt can show: not empty, not forgotten."""
-    return [m for m in turn.messages if m.content and m.status != "forgotten"]
+    user, answer = turn.user, turn.assistant  # asked several times for every turn of a window
+    shown = []
+    if user is not None and user.content and user.status != "forgotten":
+        shown.append(user)
+    if answer is not None and answer.content and answer.status != "forgotten":
+        shown.append(answer)
+    return shown
 
 
 def turn_tokens(turn: Turn, counter: TokenCounter) -> int:
