@@ -19,6 +19,7 @@ from service.lifespan import Services, open_services
 from service.schemas import HistoryOut, SessionOut, SessionsOut, TurnBody, session_out
 from service.server import serve_file
 from service.settings import Settings
+from service.workers import http_url
 
 BODY_BYTES = 100_000  # well below what limits.body is anywhere
 SESSIONS = 200  # a page
@@ -250,8 +251,7 @@ def running_url(settings: Settings) -> str | None:
     except OSError:
         told = json.loads(path.read_text())
         host = _EVERYWHERE.get(told["host"], told["host"])
-        host = f"[{host}]" if ":" in host else host
-        return f"http://{host}:{told['port']}"
+        return http_url(host, told["port"])
 
 
 async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Any]]:

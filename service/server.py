@@ -21,7 +21,7 @@ from memory.factory import file_path
 from service.app import create_app
 from service.lifespan import Services, open_services
 from service.settings import Settings, without_password
-from service.workers import Parent
+from service.workers import Parent, http_url
 
 log = structlog.get_logger("strata")
 CLOSE_SECONDS = 5
@@ -54,12 +54,11 @@ class _Server(uvicorn.Server):
             self._watching = asyncio.create_task(self._drain_with(self._parent))
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         settings, model = self._services.settings, self._services.strata.model
-        shown = f"[{host}]" if ":" in host else host
         if path := serve_file(settings):
             path.write_text(json.dumps({"host": host, "port": port, "pid": os.getpid()}))
         log.info(
             "serving",
-            url=f"http://{shown}:{port}",
+            url=http_url(host, port),
             store=without_password(settings.store.url),
             index=without_password(settings.index.url),
             model=self._services.model_name,

@@ -31,6 +31,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def http_url(host: str, port: int) -> str:
+    """The URL of an address, which may be one of IPv6."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 class Workers:
     def __init__(self, settings: Settings, *, config: Path | None) -> None:
         self._settings = settings
@@ -44,8 +49,7 @@ class Workers:
         is taken, SystemExit with a worker's code when it could not start."""
         server = self._settings.server
         with listen(server.host, server.port) as listening:
-            host, port = listening.getsockname()[:2]
-            self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            self._url = http_url(*listening.getsockname()[:2])
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop)

@@ -6,6 +6,7 @@ user may see. Every method raises `IndexUnavailable` when the index does not ans
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypedDict
@@ -40,6 +41,14 @@ class Features(TypedDict):
 
 
 FEATURES = list(Features.__annotations__)
+MOST_SPEAKERS = 100
+KNOWN_USERS = 1_000  # whose speakers an index keeps in memory
+
+
+def dense_name(identity: str, dimensions: int) -> str:
+    """The name of this model's vectors in an index: another model's never match it."""
+    digest = hashlib.sha256(f"{identity}\0{dimensions}".encode()).hexdigest()[:12]
+    return f"dense-{digest}"
 
 
 def features(payload: Payload) -> Features:

@@ -13,7 +13,6 @@ leaves the next one the same answer. The collection's metadata name the model, f
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 import math
 from collections.abc import AsyncIterator
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from memory.errors import IndexUnavailable
+from memory.indexes.base import dense_name
 
 if TYPE_CHECKING:
     from qdrant_client import AsyncQdrantClient, models
@@ -34,12 +34,6 @@ _DOCUMENT = ["page_content", "metadata"]
 SWEEP_SECONDS = 120
 
 log = structlog.get_logger("strata.index")
-
-
-def dense_name(identity: str, dimensions: int) -> str:
-    """The name of this model's vectors in the collection."""
-    digest = hashlib.sha256(f"{identity}\0{dimensions}".encode()).hexdigest()[:12]
-    return f"dense-{digest}"
 
 
 class Collection:

@@ -8,7 +8,6 @@ one thread. No HNSW graph: a filtered scan is exact, and fast enough for one mac
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,23 @@ from uuid import UUID
 import qdrant_edge as edge
 
 from memory.errors import IndexUnavailable
-from memory.indexes.base import FEATURES, Features, Hit, Hits, Point, features
+from memory.indexes.base import (
+    FEATURES,
+    KNOWN_USERS,
+    MOST_SPEAKERS,
+    Features,
+    Hit,
+    Hits,
+    Point,
+    dense_name,
+    features,
+)
 from memory.sparse import SparseVector
 
 T = TypeVar("T")
 
 # What is kept of the index in memory, at about 0.7 kB a point.
 KNOWN_POINTS = 20_000
-KNOWN_USERS = 1_000
 _SPARSE = "sparse"
 # Above so many points of a user the inverted index is quicker than a look at each of them
 # (measured at 3,000 to 100,000 points in all; Edge's own threshold is 5,000).
@@ -83,8 +91,7 @@ class EdgeIndex:
         return await self._on_thread(self._use_model, identity, dimensions)
 
     def _use_model(self, identity: str, dimensions: int) -> bool:
-        digest = hashlib.sha256(f"{identity}\0{dimensions}".encode()).hexdigest()[:12]
-        name = f"dense-{digest}"
+        name = dense_name(identity, dimensions)
         known = json.loads(self._model_file.read_text()) if self._model_file.exists() else {}
         if known.get("vector") == name:
             self._dense = name
@@ -198,7 +205,7 @@ class EdgeIndex:
 
     def _count_speakers(self, user: str) -> frozenset[str]:
         wanted = edge.Filter(must=[_equals("user", user)])
-        request = edge.FacetRequest("speakers", limit=100, filter=wanted)
+        request = edge.FacetRequest("speakers", limit=MOST_SPEAKERS, filter=wanted)
         return frozenset(hit.value for hit in _guarded(self._shard.facet, request).hits)
 
     async def delete_session(self, *, user: str, session: str) -> None:

@@ -13,8 +13,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from memory.errors import IndexUnavailable
-from memory.indexes.base import FEATURES, Features, Hit, Hits, Point
-from memory.indexes.collection import SPARSE, Collection, dense_name
+from memory.indexes.base import (
+    FEATURES,
+    KNOWN_USERS,
+    MOST_SPEAKERS,
+    Features,
+    Hit,
+    Hits,
+    Point,
+    dense_name,
+)
+from memory.indexes.collection import SPARSE, Collection
 from memory.sparse import SparseVector
 
 if TYPE_CHECKING:
@@ -23,8 +32,6 @@ if TYPE_CHECKING:
 BATCH_POINTS = 256
 # Another process may have given the user a new speaker.
 SPEAKERS_SECONDS = 30.0
-KNOWN_USERS = 1_000
-MOST_SPEAKERS = 100
 
 
 class QdrantIndex:

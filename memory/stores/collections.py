@@ -74,6 +74,12 @@ def within(session_key: str) -> Document:
     return {"user_key": owner(session_key), "session_key": session_key}
 
 
+def later_than(session_key: str, seq: int) -> Document:
+    """The filter for the turns of a session that end after message `seq`."""
+    # A turn has at most two messages, so `seq` bounds its first one too: that one is in the index.
+    return {**within(session_key), "seq": {"$gte": seq}, "last_seq": {"$gt": seq}}
+
+
 def purge_at(expires_at: datetime, grace_seconds: float) -> Document:
     """The field by which the server deletes a document itself; none for what never expires."""
     if expires_at >= NEVER:

@@ -24,6 +24,7 @@ from memory.stores.collections import (
     Document,
     at,
     fields,
+    later_than,
     owner,
     pending,
     segment_document,
@@ -136,8 +137,7 @@ class MongoStore:
         return await self._newest(session_key, where, limit)
 
     async def range(self, session_key: str, *, after: int, limit: int) -> list[Turn]:
-        where = {**within(session_key), "seq": {"$gte": after}, "last_seq": {"$gt": after}}
-        return await self._turns(where, limit, sort=(("seq", 1),))
+        return await self._turns(later_than(session_key, after), limit, sort=(("seq", 1),))
 
     async def user_turns(
         self,
@@ -246,7 +246,7 @@ class MongoStore:
         moment = current()
         while page := await self._db.find(
             TURNS,
-            {**within(session_key), "seq": {"$gte": after}, "last_seq": {"$gt": after}},
+            later_than(session_key, after),
             sort=(("seq", 1),),
             limit=BATCH,
             show={"last_seq": 1},
@@ -310,7 +310,6 @@ class MongoStore:
         where, update = at(document.pop("_id")), {"$set": document}
         if "purge_at" not in document:
             update["$unset"] = {"purge_at": ""}
-
         try:
             await self._db.update(SEGMENTS, where, update, upsert=True)
         except Conflict:  # another inserted it at the same time: now it can be changed

@@ -42,6 +42,12 @@ def to_mongo(mongo: Mongo) -> Iterator[Proxy]:
         yield proxy
 
 
+def through(proxy: Proxy, mongo: Mongo, shared: Groups) -> dict[str, Any]:
+    """The configuration of the same database by way of the proxy, with a short deadline."""
+    name = shared["store"]["url"].partition("?")[0].rpartition("/")[2]
+    return {"url": mongo.database(name, port=proxy.port), "timeout": f"{TIMEOUT}s"}
+
+
 async def first_token_seconds(client: httpx.AsyncClient, session: str) -> tuple[float, list[Event]]:
     began = time.monotonic()
     events = await ask(client, session, QUESTION)
@@ -95,10 +101,7 @@ async def test_a_store_server_that_is_away_is_503_and_no_model_is_called(
     mode: Mode, options: dict[str, Any],
 ) -> None:  # fmt: skip
     """R12, before `accepted`."""
-    name = shared["store"]["url"].partition("?")[0].rpartition("/")[2]
-    shared["store"] = {
-        "url": mongo.database(name, port=to_mongo.port), "timeout": f"{TIMEOUT}s"
-    }  # fmt: skip
+    shared["store"] = through(to_mongo, mongo, shared)
     with serving(folder, fake=model, **shared) as service:
         async with service.client() as client:
             await answer(client, "s", "everything is fine")
@@ -137,10 +140,7 @@ async def test_a_store_server_that_goes_away_during_a_stream_is_not_persisted(
     mode: Mode, options: dict[str, Any],
 ) -> None:  # fmt: skip
     """R12, mid-stream: `error` `not_persisted`, never `done`; the next turn works."""
-    name = shared["store"]["url"].partition("?")[0].rpartition("/")[2]
-    shared["store"] = {
-        "url": mongo.database(name, port=to_mongo.port), "timeout": f"{TIMEOUT}s"
-    }  # fmt: skip
+    shared["store"] = through(to_mongo, mongo, shared)
     shared = {**shared, "session": {"partial_flush": "100ms", "lease": "1s"}}
     with serving(folder, fake=model, **shared) as service:
         async with service.client() as client:

@@ -30,7 +30,7 @@ from qdrant_client import QdrantClient, models
 from servers.qdrant import QdrantServer
 
 from memory import Incoming, Strata, User
-from memory.indexes.collection import dense_name
+from memory.indexes.base import dense_name
 from memory.langchain import StrataChatMessageHistory, StrataRetriever
 from unit.builders import LateModel, LetterEmbeddings, assembled, opened
 

@@ -22,8 +22,7 @@ from servers.qdrant import QdrantServer
 from memory import sparse
 from memory.errors import IndexUnavailable
 from memory.indexes import qdrant
-from memory.indexes.base import FEATURES, Document, Point
-from memory.indexes.collection import dense_name
+from memory.indexes.base import FEATURES, Document, Point, dense_name
 from memory.indexes.qdrant import QdrantIndex
 from unit.builders import NOON
 
