@@ -47,6 +47,11 @@ class TurnStore(Protocol):
         """Replace the turn if it still runs under `turn.token`; False when it does not."""
         ...
 
+    async def rerun(self, turn: Turn, *, was: Turn) -> bool:
+        """Let an ended turn run again: replace it by `turn`, which is `running` and pending, if it
+        is still `failed` or `interrupted` under `was.token`; False when it is not."""
+        ...
+
     async def interrupt_running(self) -> int:
         """Mark every running turn interrupted (only where one process owns the store; else it
         does nothing, and leases decide)."""

@@ -106,6 +106,12 @@ class MongoStore:
         where = {**at(turn.id), "token": turn.token, "status": "running"}
         return await self._db.update_once(TURNS, where, {"$set": changed})
 
+    async def rerun(self, turn: Turn, *, was: Turn) -> bool:
+        changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        where = {**at(turn.id), "token": was.token, "status": {"$in": ["failed", "interrupted"]}}
+        update = {"$set": {**changed, **pending(turn.session_key, current())}}
+        return await self._db.update_once(TURNS, where, update)
+
     async def interrupt_running(self) -> int:
         return 0
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from memory.models import Segment, Session, Turn
+from memory.models import now as current
 from memory.stores.base import PAGE, Loaded
 from memory.stores.database import Database
 from memory.stores.rows import (
@@ -93,6 +94,19 @@ class SqliteStore:
                 "UPDATE turns SET status = ?, body = ?, receipt = ?"
                 " WHERE id = ? AND token = ? AND status = 'running'",
                 (turn.status, row[10], row[11], turn.id, turn.token),
+            )
+            return changed.rowcount == 1
+
+        return await self._db.transaction(work)
+
+    async def rerun(self, turn: Turn, *, was: Turn) -> bool:
+        row = columns(turn)
+
+        def work(db: sqlite3.Connection) -> bool:
+            changed = db.execute(
+                "UPDATE turns SET status = ?, token = ?, body = ?, receipt = ?, pending_since = ?"
+                " WHERE id = ? AND token = ? AND status IN ('failed', 'interrupted')",
+                (*row[6:8], row[10], row[11], current().timestamp(), turn.id, was.token),
             )
             return changed.rowcount == 1
 
