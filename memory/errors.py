@@ -6,6 +6,7 @@ StrataError
 ├── BudgetExceeded            system text and question alone do not fit the budget
 ├── NotFound                  no such thing, or another user's (never told apart)
 ├── SessionBusy               the session's running turn did not end in time
+├── TooManyWaiting            as many wait for this session as may
 ├── Stopping                  no more turns are taken: the process is about to end
 ├── TurnLost                  a late write: the turn was taken over, erased or is finished
 ├── StoreUnavailable          the store did not answer
@@ -55,6 +56,12 @@ class SessionBusy(StrataError):
     def __init__(self, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
         super().__init__("another turn of this session is running")
+
+
+class TooManyWaiting(StrataError):
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("as many turns wait for this session as may (limits.waiting_per_session)")
 
 
 class Stopping(StrataError):
