@@ -10,6 +10,7 @@ StrataError
 ├── TurnRunning               the turn of this idempotency key still runs
 ├── TurnSuperseded            it failed, and the session has gone on without it
 ├── Answered                  it has ended; `turn` holds its answer
+├── TooManyWaiting            as many wait for this session as may
 ├── Stopping                  no more turns are taken: the process is about to end
 ├── TurnLost                  a late write: the turn was taken over, erased or is finished
 ├── StoreUnavailable          the store did not answer
@@ -96,6 +97,10 @@ class Answered(StrataError):
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         super().__init__("the turn of this idempotency key has its answer already")
+class TooManyWaiting(StrataError):
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("as many turns wait for this session as may (limits.waiting_per_session)")
 
 
 class Stopping(StrataError):
