@@ -69,11 +69,11 @@ class Idempotency:
             if not await self._store.rerun(again, was=was):
                 return None
             # Who appends to the session looks at this turn after its insert, as this looks there.
-            newest = (await self._store.load(turn.session_key, limit=1)).turns[0]
+            there = (await self._store.load(turn.session_key, limit=1)).turns
+            if there and there[0].id != turn.id:
+                await self._store.save(msgspec.structs.replace(was, token=again.token))
+                raise TurnSuperseded(turn.id)
         except BaseException:
             self._opening.abandoned(again)  # a server may have stored it all the same
             raise
-        if newest.id != turn.id:
-            await self._store.save(msgspec.structs.replace(was, token=again.token))
-            raise TurnSuperseded(turn.id)
-        return again
+        return again if there else None  # None: it was erased meanwhile

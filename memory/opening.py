@@ -57,13 +57,18 @@ class Opening:
         waited = False
         while True:
             loaded = await self._store.load(key)
+            # One that runs though it is not the newest was run again by who is gone by now.
+            over = [
+                turn for turn in loaded.turns if turn.status == "running" and self.is_over(turn)
+            ]
+            for turn in over:
+                await self._store.save(interrupted(turn))
+                self._abandoned.pop(turn.token, None)
+            if over:
+                continue
             newest = loaded.turns[0] if loaded.turns else None
             if newest is None or newest.status != "running":
                 break
-            if self.is_over(newest):
-                await self._store.save(interrupted(newest))
-                self._abandoned.pop(newest.token, None)
-                continue
             if time.monotonic() >= wait_until:
                 raise SessionBusy(1.0)
             waited = True
@@ -79,20 +84,20 @@ class Opening:
     async def append(self, opened: Opened, turns: Sequence[Turn]) -> int:
         """Insert in order; how many there are now. None at all when the turn before them is run
         again by another worker at this moment: then it has to be waited for."""
+        newest = opened.loaded.turns[0] if opened.loaded.turns else None
         try:
             inserted = await self._store.append(turns)
+            if inserted and newest is not None and newest.status in RUN_AGAIN:
+                # Who runs it again looks for a later turn after its write, as this looks there.
+                before = await self._store.turn(newest.id, now=now())
+                if before is not None and before.status == "running":
+                    await self._store.withdraw(turns[:inserted])
+                    return 0
         except BaseException:
             for turn in turns:
                 if turn.status == "running":
                     self.abandoned(turn)  # a server may have stored it all the same
             raise
-        newest = opened.loaded.turns[0] if opened.loaded.turns else None
-        if inserted and newest is not None and newest.status in RUN_AGAIN:
-            # Who runs it again looks for a later turn after its own write, as this looks there.
-            before = await self._store.turn(newest.id, now=now())
-            if before is not None and before.status == "running":
-                await self._store.withdraw(turns[:inserted])
-                return 0
         return inserted
 
     async def glance(self, user: User, session_id: str) -> Opened:

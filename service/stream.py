@@ -209,7 +209,9 @@ class Producer:
                 "prompt_tokens": context.receipt.used_tokens,
                 "completion_tokens": self._memory.counter.count(text),
             }
-        finish_reason = self.finish_reason or {"done": "stop", "partial": self._stop}.get(status)
+        finish_reason = self.finish_reason or ("stop" if status == "done" else None)
+        if status == "partial":
+            finish_reason = self._stop
         self.usage, self.finish_reason = usage, finish_reason
         message_id = None
         if self._accepted is not None:
