@@ -57,17 +57,16 @@ class Opening:
         waited = False
         while True:
             loaded = await self._store.load(key)
-            # One that runs though it is not the newest was run again by who is gone by now.
-            over = [
-                turn for turn in loaded.turns if turn.status == "running" and self.is_over(turn)
-            ]
+            # One that is not the newest may be there too: it is run again by who will find that
+            # the session has gone on, or by who is gone.
+            running = [turn for turn in loaded.turns if turn.status == "running"]
+            over = [turn for turn in running if self.is_over(turn)]
             for turn in over:
                 await self._store.save(interrupted(turn))
                 self._abandoned.pop(turn.token, None)
             if over:
                 continue
-            newest = loaded.turns[0] if loaded.turns else None
-            if newest is None or newest.status != "running":
+            if not running:
                 break
             if time.monotonic() >= wait_until:
                 raise SessionBusy(1.0)
@@ -82,17 +81,17 @@ class Opening:
         return Opened(session, loaded, waited)
 
     async def append(self, opened: Opened, turns: Sequence[Turn]) -> int:
-        """Insert in order; how many there are now. None at all when the turn before them is run
-        again by another worker at this moment: then it has to be waited for."""
+        """Insert in order; how many there are now. Another worker that runs the turn before them
+        again at this moment has lost it by that."""
         newest = opened.loaded.turns[0] if opened.loaded.turns else None
         try:
             inserted = await self._store.append(turns)
-            if inserted and newest is not None and newest.status in RUN_AGAIN:
+            others = not self._store.exclusive
+            if inserted and others and newest is not None and newest.status in RUN_AGAIN:
                 # Who runs it again looks for a later turn after its write, as this looks there.
                 before = await self._store.turn(newest.id, now=now())
                 if before is not None and before.status == "running":
-                    await self._store.withdraw(turns[:inserted])
-                    return 0
+                    await self._store.save(interrupted(before))
         except BaseException:
             for turn in turns:
                 if turn.status == "running":

@@ -114,7 +114,7 @@ class Memory:
             gates=gates,
             wake=wake,
         )
-        self._idempotency = Idempotency(store=store, opening=self._opening, gates=gates)
+        self._idempotency = Idempotency(store=store, opening=self._opening, ttl=config.ttl)
         self._recall = recall
         self._config = config
         self._gates = gates
