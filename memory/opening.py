@@ -80,24 +80,35 @@ class Opening:
             await self._store.drop_segments(key)
         return Opened(session, loaded, waited)
 
-    async def append(self, opened: Opened, turns: Sequence[Turn]) -> int:
-        """Insert in order; how many there are now. Another worker that runs the turn before them
-        again at this moment has lost it by that."""
-        newest = opened.loaded.turns[0] if opened.loaded.turns else None
+    async def append(self, opened: Opened, turns: Sequence[Turn]) -> tuple[int, Opened]:
+        """Insert in order; how many there are now, and what was before them. Another worker that
+        runs the last turn again at this moment has lost it by that."""
         try:
             inserted = await self._store.append(turns)
-            others = not self._store.exclusive
-            if inserted and others and newest is not None and newest.status in RUN_AGAIN:
-                # Who runs it again looks for a later turn after its write, as this looks there.
-                before = await self._store.turn(newest.id, now=now())
-                if before is not None and before.status == "running":
-                    await self._store.save(interrupted(before))
+            if inserted and not self._store.exclusive:
+                opened = await self._as_it_was_left(opened)
         except BaseException:
             for turn in turns:
                 if turn.status == "running":
                     self.abandoned(turn)  # a server may have stored it all the same
             raise
-        return inserted
+        return inserted, opened
+
+    async def _as_it_was_left(self, opened: Opened) -> Opened:
+        """What was opened, for who has appended to it: its last turn may have been run again
+        since. Who runs it again looks for a later turn after the write, as this looks for that."""
+        session, turns = opened.loaded
+        if not turns or turns[0].status not in RUN_AGAIN:
+            return opened
+        while True:
+            last = await self._store.turn(turns[0].id, now=now())
+            if last is None or last.token == turns[0].token:
+                return opened
+            if last.status == "running":
+                last = interrupted(last)
+                if not await self._store.save(last):
+                    continue  # it has ended just now
+            return opened._replace(loaded=Loaded(session, [last, *turns[1:]]))
 
     async def glance(self, user: User, session_id: str) -> Opened:
         """The same for who only reads: a running turn may be among its turns."""

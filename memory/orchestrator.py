@@ -182,7 +182,8 @@ class Memory:
                 idempotency_key=ask.idempotency_key,
                 body_hash=ask.body_hash or None,
             )
-            if await self._opening.append(opened, [turn]):
+            inserted, opened = await self._opening.append(opened, [turn])
+            if inserted:
                 return opened._replace(waited=waited), turn
             waited = True  # another process was first
         raise SessionBusy(1.0)
