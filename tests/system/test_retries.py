@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
 from system.streams import (
+    Event,
     answer,
     ask,
     asked,
@@ -22,6 +23,7 @@ from system.streams import (
     history,
     named,
     parse_all,
+    read_events,
     said,
     text_of,
     until,
@@ -30,7 +32,6 @@ from system.streams import (
 Groups = dict[str, dict[str, Any]]
 DUPLICATES = 20
 QUESTION = "What is the harbour called?"
-ONE_TRY = {"model": {"max_retries": 0}}
 
 
 async def questions(client: httpx.AsyncClient, session: str) -> list[str]:
@@ -287,19 +288,16 @@ async def killed_at(
     yield
 
 
-async def _broken(client: httpx.AsyncClient, key: str) -> list[Any]:
+async def _broken(client: httpx.AsyncClient, key: str) -> list[Event]:
     """The events of a turn whose service may die."""
-    found = []
-    message = QUESTION if key == "k" else "keep it busy"
-    try:
+    found: list[Event] = []
+    body = {"message": QUESTION if key == "k" else "keep it busy", "stream": True}
+    with suppress(httpx.HTTPError):
         async with client.stream(
-            "POST", "/v1/sessions/s/turns", json={"message": message, "stream": True},
-            headers={"Idempotency-Key": key},
-        ) as response:  # fmt: skip
-            async for block in response.aiter_text():
-                found += parse_all(block)
-    except httpx.HTTPError:
-        pass
+            "POST", "/v1/sessions/s/turns", json=body, headers={"Idempotency-Key": key}
+        ) as response:
+            async for event in read_events(response):
+                found.append(event)
     return found
 
 
