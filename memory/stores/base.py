@@ -50,10 +50,6 @@ class TurnStore(Protocol):
         """
         ...
 
-    async def withdraw(self, turns: Sequence[Turn]) -> None:
-        """Take back what was appended just now, the newest first, unless another has it by now."""
-        ...
-
     async def save(self, turn: Turn) -> bool:
         """Replace the turn if it still runs under `turn.token`; False when it does not. A receipt
         that is there already stays, unless the turn brings one."""

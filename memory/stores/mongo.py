@@ -101,11 +101,6 @@ class MongoStore:
         ]
         return await self._db.insert(TURNS, documents)
 
-    async def withdraw(self, turns: Sequence[Turn]) -> None:
-        for turn in reversed(turns):
-            where = {**at(turn.id), "token": turn.token, "status": turn.status}
-            await self._db.delete(TURNS, where)
-
     async def save(self, turn: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
         if turn.receipt is None:

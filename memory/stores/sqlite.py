@@ -86,16 +86,6 @@ class SqliteStore:
 
         return await self._db.transaction(work)
 
-    async def withdraw(self, turns: Sequence[Turn]) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            for turn in reversed(turns):
-                db.execute(
-                    "DELETE FROM turns WHERE id = ? AND token = ? AND status = ?",
-                    (turn.id, turn.token, turn.status),
-                )
-
-        await self._db.transaction(work)
-
     async def save(self, turn: Turn) -> bool:
         row = columns(turn)
 

@@ -28,7 +28,7 @@ from memory.models import (
     User,
     session_key,
 )
-from memory.stores.base import TurnStore
+from memory.stores.base import Signal, TurnStore
 from memory.stores.mongo import MongoStore
 from memory.stores.sqlite import SqliteStore
 
@@ -241,6 +241,58 @@ async def test_a_turn_is_run_again_only_as_it_was_seen(store: TurnStore) -> None
     stored = await store.turn(before.id, now=NOON)
     assert stored is not None
     assert stored.token == f"racer {won.index(True)}"
+
+
+async def test_a_key_that_is_forgotten_can_be_used_again(store: TurnStore) -> None:
+    old = msgspec.structs.replace(turn("old", "x", idempotency="k1"), receipt=RECEIPT)
+    await store.append([old])
+    await store.forget_key(old)
+    assert await store.by_idempotency(USER.key, ["k1"]) == {}
+    kept = msgspec.structs.replace(old, idempotency=f"t{old.id}")
+    assert await store.turn(old.id, now=NOON) == kept
+    assert await store.append([turn("new", seq=3, idempotency="k1")]) == 1
+    await store.forget_key(old)
+    assert seqs(list((await store.by_idempotency(USER.key, ["k1"])).values())) == [3]
+    await store.forget_key(turn("nobody", seq=9, idempotency="k9"))
+
+
+async def test_a_running_attempt_learns_what_other_processes_signal(store: TurnStore) -> None:
+    """A store of one process has nobody who could signal."""
+    mine, other = running(token="first"), running(session="other")
+    await store.append([mine])
+    await store.append([other])
+    await store.signal(mine, watched=NOON)
+    await store.signal(other, cancel=True, watched=None)
+    told = await store.signals([mine, other, running(99)])
+    if store.exclusive:
+        assert told == {}
+        return
+    assert told == {mine.id: Signal(False, NOON), other.id: Signal(True, None)}
+    await store.signal(mine, cancel=True, watched=None)
+    assert await store.signals([mine]) == {mine.id: Signal(True, NOON)}
+    assert await store.turn(mine.id, now=NOON) == mine, "a signal is no part of the turn"
+    assert await store.save(msgspec.structs.replace(mine, finish_reason="soon"))
+    assert (await store.signals([mine]))[mine.id].cancel, "and outlives its flushes"
+
+
+async def test_a_signal_reaches_no_other_attempt_and_none_that_has_ended(store: TurnStore) -> None:
+    first = msgspec.structs.replace(running(token="first"), status="failed")
+    await store.append([first])
+    await store.signal(first, cancel=True, watched=NOON)
+    for told in (await store.signals([first])).values():
+        assert told == Signal(False, None), "it has ended"
+    second = again(first, "second")
+    assert await store.rerun(second, was=first)
+    await store.signal(first, cancel=True, watched=None)
+    await store.signal(msgspec.structs.replace(second, attempt=9), cancel=True, watched=None)
+    for told in (await store.signals([second])).values():
+        assert not told.cancel
+    await store.signal(second, cancel=True, watched=None)
+    assert await store.save(msgspec.structs.replace(finished(second), status="failed"))
+    third = again(second, "third")
+    assert await store.rerun(third, was=second)
+    for told in (await store.signals([third])).values():
+        assert not told.cancel, "the attempt before was cancelled"
 
 
 async def test_turns_left_running_are_interrupted_with_their_answers_where_nobody_else_writes(
