@@ -7,8 +7,9 @@ answer otherwise, or fail, for the next `times` requests of one route (default: 
 
 Modes: `ok`, `slow` (`delay` seconds before each chunk), `429` (`delay` becomes Retry-After), any
 other status such as `400` or `500`, `hang` (no answer), `hang_after`, `reset` and `cut` (silence, a
-TCP reset, a clean end after `chunks` pieces), `bad_json`, `no_done` (all but `[DONE]`), `empty`.
-An answer is `text`, else an echo of the question's end; a refusal is a `text` like any other.
+TCP reset, a clean end after `chunks` pieces), `bad_json`, `no_done` (all but `[DONE]`), `empty`,
+`digest` (the answer is `digest(messages)` in four pieces, `delay` seconds before each).
+Else an answer is `text`, or an echo of the question's end; a refusal is a `text` like any other.
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ class _Answer:
     def _pieces(self) -> list[str]:
         if self._mode.mode == "empty":
             return []
+        if self._mode.mode == "digest":
+            return re.findall(".{16}", digest(self._request.messages))
         echo = f"You said: {self._request.question()[-ECHOED_CHARACTERS:]}"
         return re.findall(r"\s*\S+|\s+$", echo if self._mode.text is None else self._mode.text)
 
@@ -204,6 +207,12 @@ class _Answer:
                 vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
             data.append({"object": "embedding", "index": index, "embedding": vector})
         return {"object": "list", "data": data, "model": "fake", "usage": {"prompt_tokens": 0}}
+
+
+def digest(messages: list[dict[str, Any]]) -> str:
+    """The sha256 of a prompt, in hex: who knows it has seen every message."""
+    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def embed(text: str, size: int = DIMENSIONS) -> list[float]:
