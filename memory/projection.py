@@ -18,7 +18,7 @@ import structlog
 from memory.config import MemoryConfig
 from memory.embeddings import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailable, StrataError
-from memory.folding import Folding
+from memory.folding import CLAIM_LEASES, Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
 from memory.lifetimes import expiry_of
@@ -36,8 +36,6 @@ NEIGHBOUR_TURNS = 3  # enough to find the previous passage and its own previous 
 FLUSH_SECONDS = 5.0
 FLUSH_POINTS = 500
 SHARED_CONCURRENCY = 4
-# A session is claimed for so many leases: a batch takes longer than a flush of an answer.
-CLAIM_LEASES = 3
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 

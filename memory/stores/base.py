@@ -126,9 +126,10 @@ class TurnStore(Protocol):
         ...
 
     async def change_session(
-        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+        self, key: str, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
-        """Set fields. With `summary_version` only if the summary still has that version."""
+        """Set fields. With `unchanged` only if the session still has that one's summary version,
+        is in the same life of its (`created_at`, `first_seq`) and is not being erased."""
         ...
 
     async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:

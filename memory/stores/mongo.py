@@ -288,12 +288,18 @@ class MongoStore:
         return await self._db.insert(SESSIONS, [session_document(session)]) == 1
 
     async def change_session(
-        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+        self, key: str, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
         update = session_update(changes)
-        if summary_version is None:
+        if unchanged is None:
             return await self._db.update(SESSIONS, at(key), update)
-        where = {**at(key), "summary.version": summary_version}
+        where = {
+            **at(key),
+            "summary.version": unchanged.summary.version,
+            "created_at": unchanged.created_at,
+            "first_seq": unchanged.first_seq,
+            "erasing": {"$ne": True},
+        }
         return await self._db.update_once(SESSIONS, where, update)
 
     async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:

@@ -279,14 +279,14 @@ class SqliteStore:
         return await self._db.transaction(work)
 
     async def change_session(
-        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+        self, key: str, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
         def work(db: sqlite3.Connection) -> bool:
             row = db.execute("SELECT body FROM sessions WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return False
             session = decode_session(row[0])
-            if summary_version is not None and session.summary.version != summary_version:
+            if unchanged is not None and not _is_unchanged(session, unchanged):
                 return False
             put_session(db, msgspec.structs.replace(session, **changes))
             return True
@@ -375,3 +375,11 @@ class SqliteStore:
             (before.timestamp(), limit),
         )
         return [decode_session(body) for body in rows]
+
+
+def _is_unchanged(session: Session, was: Session) -> bool:
+    return (
+        session.summary.version == was.summary.version
+        and (session.created_at, session.first_seq) == (was.created_at, was.first_seq)
+        and not session.erasing
+    )

@@ -508,14 +508,28 @@ async def test_a_summary_is_replaced_only_from_the_version_that_was_read(store: 
     await store.put_session(session())
     rolled = [Summary(text=f"by {n}", version=1, covers_through=2) for n in range(10)]
     won = await asyncio.gather(
-        *(store.change_session(KEY, {"summary": s}, summary_version=0) for s in rolled)
+        *(store.change_session(KEY, {"summary": s}, unchanged=session()) for s in rolled)
     )
     assert sorted(won) == [False] * 9 + [True]
     stored = await store.session(KEY)
     assert stored is not None
     assert stored.summary == rolled[won.index(True)]
-    assert not await store.change_session(KEY, {"summary": rolled[0]}, summary_version=0)
-    assert await store.change_session(KEY, {"summary": Summary(version=2)}, summary_version=1)
+    assert not await store.change_session(KEY, {"summary": rolled[0]}, unchanged=session())
+    second = Summary(version=2, unfiled=segment(1))
+    assert await store.change_session(KEY, {"summary": second}, unchanged=stored)
+    assert await store.session(KEY) == session(summary=second)
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [{"created_at": NOON + MINUTE}, {"first_seq": 7}, {"erasing": True}]
+)
+async def test_a_summary_is_not_replaced_in_another_life_of_its_session(
+    store: TurnStore, meanwhile: dict[str, object]
+) -> None:
+    await store.put_session(session(**meanwhile))
+    rolled = {"summary": Summary(text="of before", version=1)}
+    assert not await store.change_session(KEY, rolled, unchanged=session())
+    assert await store.session(KEY) == session(**meanwhile)
 
 
 async def test_sessions_are_paged_by_their_last_activity(store: TurnStore) -> None:
@@ -608,7 +622,7 @@ async def test_of_many_that_claim_a_session_one_has_it(store: TurnStore) -> None
 
 def segment(first: int, text: str = "said", expires: datetime = NEVER, key: str = KEY) -> Segment:
     return Segment(session_key=key, first_seq=first, last_seq=first + 3, text=text,
-                   expires_at=expires)  # fmt: skip
+                   expires_at=expires, begun=NOON)  # fmt: skip
 
 
 async def test_segments_are_replaced_by_their_first_seq_and_read_in_order(
