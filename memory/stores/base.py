@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from memory.models import Segment, Session, Turn
 
 PAGE = 200
+NO_RERUNS: Mapping[str, int] = {}
 
 
 class Loaded(NamedTuple):
@@ -20,6 +21,14 @@ class Loaded(NamedTuple):
 
     session: Session | None
     turns: list[Turn]
+
+
+class Aside(NamedTuple):
+    """A message that no projection can take, why, and since when."""
+
+    message_id: str
+    reason: str
+    since: datetime
 
 
 class TurnStore(Protocol):
@@ -101,16 +110,37 @@ class TurnStore(Protocol):
         `finished`, of those alone in which such a turn has ended."""
         ...
 
-    async def settle(self, session_key: str, *, through: int) -> None:
-        """Finished turns up to `through` are pending no longer."""
+    async def pending_since(self) -> datetime | None:
+        """Since when the ended turn waits that has been pending for longest."""
+        ...
+
+    async def pending_reruns(self, session_key: str, *, through: int, limit: int) -> list[Turn]:
+        """Ended turns up to `through` that ran again and are pending, oldest first."""
+        ...
+
+    async def settle(
+        self, session_key: str, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+    ) -> None:
+        """Ended turns up to `through` are pending no longer; those that ran again only if
+        `reruns` names their id with the attempt that they are at."""
+        ...
+
+    async def set_aside(self, message_id: str, *, reason: str, now: datetime) -> bool:
+        """This message could not be projected; it is listed as long as its turn is there and is
+        not run or projected anew as a whole. False when its turn is gone."""
+        ...
+
+    async def aside(self, *, limit: int = PAGE) -> list[Aside]:
+        """The messages that were set aside, the earliest first."""
         ...
 
     async def unsettle(self) -> None:
-        """Every living turn is pending again, every watermark of the index 0."""
+        """Every living turn is pending again, every watermark of the index 0, none set aside."""
         ...
 
     async def unsettle_dense(self, *, reset: bool) -> None:
-        """Turns that lack dense vectors are pending again; with `reset`, all of them are."""
+        """Turns that lack dense vectors are pending again; with `reset`, all of them are, and
+        none is set aside."""
         ...
 
     async def session(self, key: str) -> Session | None: ...

@@ -15,7 +15,7 @@ from typing import Any
 
 from memory.models import NEVER, Segment, Session, Turn
 from memory.models import now as current
-from memory.stores.base import PAGE, Loaded
+from memory.stores.base import NO_RERUNS, PAGE, Aside, Loaded
 from memory.stores.collections import (
     FIXED,
     SEGMENTS,
@@ -40,6 +40,7 @@ from memory.stores.connection import BATCH, Conflict, Connection, Order
 
 FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
 BARE = {"receipt": 0}
+NOT_ASIDE = {"$unset": {"aside_since": "", "aside": ""}}
 
 
 class MongoStore:
@@ -109,7 +110,7 @@ class MongoStore:
     async def rerun(self, turn: Turn, *, was: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
         where = {**at(turn.id), "token": was.token, "status": {"$in": ["failed", "interrupted"]}}
-        update = {"$set": {**changed, **pending(turn.session_key, current())}}
+        update = {"$set": {**changed, **pending(turn.session_key, current())}, **NOT_ASIDE}
         return await self._db.update_once(TURNS, where, update)
 
     async def interrupt_running(self) -> int:
@@ -205,17 +206,46 @@ class MongoStore:
             after = page[-1][date], page[-1][key]  # leaps over the rest of a session on one date
         return list(found)[:limit]
 
-    async def settle(self, session_key: str, *, through: int) -> None:
-        where = {
-            "user_key": owner(session_key),
-            "pending_in": session_key,
-            "last_seq": {"$lte": through},
-            "status": {"$ne": "running"},
-        }
+    async def pending_since(self) -> datetime | None:
+        waiting = {"pending_since": {"$lte": NEVER}, "status": {"$ne": "running"}}
+        order, show = (("pending_since", 1),), {"_id": 0, "pending_since": 1}
+        found = await self._db.find(TURNS, waiting, sort=order, limit=1, show=show)
+        return found[0]["pending_since"] if found else None
+
+    async def pending_reruns(self, session_key: str, *, through: int, limit: int) -> list[Turn]:
+        where = {**_pending_in(session_key, through), "attempt": {"$gt": 1}}
+        return await self._turns(where, limit, sort=(("seq", 1),))
+
+    async def settle(
+        self, session_key: str, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+    ) -> None:
         gone = {"$unset": {"pending_since": "", "pending_in": ""}}
-        await self._db.update_all(TURNS, where, gone)
+        where = _pending_in(session_key, through)
+        await self._db.update_all(TURNS, {**where, "attempt": 1}, gone)
+        for id_, attempt in reruns.items():
+            await self._db.update(TURNS, {**where, "_id": id_, "attempt": attempt}, gone)
+
+    async def set_aside(self, message_id: str, *, reason: str, now: datetime) -> bool:
+        turn_id, _, part = message_id.rpartition(".")
+        set_ = {"$set": {"aside_since": now, f"aside.{part}": reason}}
+        return await self._db.update(TURNS, at(turn_id), set_)
+
+    async def aside(self, *, limit: int = PAGE) -> list[Aside]:
+        where, order = {"aside_since": {"$lte": NEVER}}, (("aside_since", 1),)
+        show = {"aside_since": 1, "aside": 1}
+        found = await self._db.find(TURNS, where, sort=order, limit=limit, show=show)
+        listed = [
+            Aside(f"{document['_id']}.{part}", reason, document["aside_since"])
+            for document in found
+            for part, reason in sorted(document["aside"].items(), reverse=True)
+        ]
+        return listed[:limit]
+
+    async def _none_aside(self) -> None:
+        await self._db.update_all(TURNS, {"aside_since": {"$lte": NEVER}}, NOT_ASIDE)
 
     async def unsettle(self) -> None:
+        await self._none_aside()
         # The watermarks first: a turn that is pending below its watermark would be settled.
         async for page in self._pages_of_sessions():
             await self._set_back([s["_id"] for s in page], "lexical_through", "dense_through")
@@ -228,6 +258,8 @@ class MongoStore:
             after = f"{key};"  # ";" comes after ":"
 
     async def unsettle_dense(self, *, reset: bool) -> None:
+        if reset:
+            await self._none_aside()
         async for page in self._pages_of_sessions():
             if reset:
                 await self._set_back([s["_id"] for s in page], "dense_through")
@@ -363,3 +395,13 @@ class MongoStore:
     async def ended_sessions(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
         where = {"$or": [{"expires_at": {"$lte": before}}, {"erasing": True}]}
         return [to_session(found) for found in await self._db.find(SESSIONS, where, limit=limit)]
+
+
+def _pending_in(session_key: str, through: int) -> Document:
+    """The filter for ended turns of a session that are pending."""
+    return {
+        "user_key": owner(session_key),
+        "pending_in": session_key,
+        "last_seq": {"$lte": through},
+        "status": {"$ne": "running"},
+    }

@@ -398,8 +398,8 @@ async def prepared(
     *, begun: datetime | None = None,
 ) -> Session:  # fmt: skip
     session = msgspec.structs.replace(
-        new_session(USER.key, SESSION, begun or now()), summary=summary, last_seq=turns[-1].last_seq,
-        title="t", expires_at=NEVER,
+        new_session(USER.key, SESSION, begun or now()), summary=summary,
+        last_seq=turns[-1].last_seq, title="t", expires_at=NEVER,
     )  # fmt: skip
     assert await strata.store.append(turns) == len(turns)
     await strata.store.put_session(session)
