@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 import msgspec
 import structlog
 
+from memory.breaker import Breaker
 from memory.config import MemoryConfig
 from memory.context import SUMMARY_FENCE_TOKENS
 from memory.errors import SessionBusy, StrataError
@@ -28,6 +29,7 @@ from memory.stores.base import PAGE, TurnStore
 from memory.summary import (
     FOLD_AT,
     Summarizer,
+    Suspending,
     extract,
     parse,
     passes,
@@ -49,6 +51,9 @@ KNOWN_SESSIONS = 10_000
 REFOLD_AHEAD = timedelta(days=1)
 # A session is claimed for so many leases: its projection takes longer than a flush of an answer.
 CLAIM_LEASES = 3
+# So often in a row the model fails before the next summaries are extracts at once.
+BREAK_AFTER = 3
+PROBE_SECONDS = 30.0
 POLL_SECONDS = 0.05
 
 
@@ -66,7 +71,8 @@ class Folding:
         self._counter = counter
         self._config = config
         self._locks = locks
-        self._summarizer = summarizer
+        self.breaker = Breaker(failures=BREAK_AFTER, probe_seconds=PROBE_SECONDS)
+        self._summarizer = summarizer and Suspending(summarizer, self.breaker)
         self._worker = secrets.token_hex(8)
         self._due: dict[str, None] = {}
         self._room_left: dict[str, float] = {}

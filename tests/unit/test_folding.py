@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from memory import Ask, Strata
+from memory.breaker import Breaker
 from memory.folding import Folding
 from memory.gates import SessionLocks
 from memory.lifetimes import new_session
 from memory.models import NEVER, Segment, Session, Summary, Turn, now, session_key
 from memory.stores.base import PAGE, TurnStore
+from memory.summary import Suspending
 from memory.window import living, turn_tokens
 from unit.builders import SESSION, USER, counter, eventually, opened, say, turn
 from unit.texts import odd_text
@@ -108,14 +110,6 @@ class Halting:
             return await write(*args, **more)
 
         return halted
-
-
-@pytest.fixture(params=["sqlite", "mongo"])
-def stored_in(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
-    """The configuration of a store: the embedded one, or the one of several workers."""
-    if request.param == "sqlite":
-        return {"url": f"sqlite:///{tmp_path}/strata.db"}
-    return {"url": request.getfixturevalue("mongo_url")}
 
 
 async def fill(strata: Strata, turns: int, *, start: int = 0) -> None:
@@ -233,6 +227,35 @@ async def test_a_model_that_fails_leaves_a_degraded_extract_and_the_watermark_ad
         assert "sorry" not in summary.text
         context = await strata.memory.preview(Ask(user=USER, session_id=SESSION, question="?"))
         assert "summary" in context.receipt.degraded
+        await check_each_seq_stands_once(strata)
+
+
+async def test_a_model_that_keeps_failing_is_not_asked_for_every_fold_but_tried_again_later(
+    tmp_path: Path,
+) -> None:
+    model, clock = Model(RuntimeError("down")), [0.0]
+    async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
+        breaker = Breaker(failures=2, probe_seconds=30.0, clock=lambda: clock[0])
+        strata.folding.breaker = breaker
+        strata.folding._summarizer = Suspending(model, breaker)
+        for n in range(4):
+            await fill(strata, 6, start=6 * n)
+            await strata.settled()
+            assert (await summary_of(strata)).degraded
+            await check_each_seq_stands_once(strata)
+        assert len(model.calls) == 2
+        assert breaker.state == "open"
+        model.answer = "They met."
+        await fill(strata, 6, start=24)
+        await strata.settled()
+        assert (await summary_of(strata)).degraded
+        clock[0] += 30.0
+        await fill(strata, 6, start=30)
+        await strata.settled()
+        summary = await summary_of(strata)
+        assert not summary.degraded
+        assert "They met." in summary.text
+        assert breaker.state == "closed"
         await check_each_seq_stands_once(strata)
 
 
