@@ -15,6 +15,7 @@ from memory import Strata, open_memory
 from memory.context import check_question
 from memory.errors import BudgetExceeded, ConfigError
 from memory.summary import Summarizer
+from service.metrics import Metrics
 from service.model import ModelSummarizer, make_chat_model, make_summarizer_model
 from service.offline import NAME as OFFLINE
 from service.settings import Settings
@@ -31,6 +32,7 @@ class Services:
     strata: Strata
     chat: asyncio.Task[BaseChatModel]
     producers: Producers
+    metrics: Metrics
     probes: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     @property
@@ -82,7 +84,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             raise ConfigError("model.system", str(error)) from error
         chat = asyncio.create_task(asyncio.to_thread(make_chat_model, settings.model))
         producers = Producers()
-        services = Services(settings=settings, strata=strata, chat=chat, producers=producers)
+        metrics = Metrics()
+        strata.recall.timed = metrics.recalled
+        services = Services(
+            settings=settings, strata=strata, chat=chat, producers=producers, metrics=metrics
+        )
+        fresh = asyncio.create_task(
+            metrics.keep_fresh(open_streams=lambda: len(producers), strata=strata)
+        )
         log.info(
             "opened",
             store=settings.store.url.partition("://")[0],
@@ -98,6 +107,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             yield services
         finally:
             await services.drain()
-            chat.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await chat
+            for task in (chat, fresh):
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task
