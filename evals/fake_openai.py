@@ -8,8 +8,9 @@ answer otherwise, or fail, for the next `times` requests of one route (default: 
 Modes: `ok`, `slow` (`delay` seconds before each chunk), `429` (`delay` becomes Retry-After), any
 other status such as `400` or `500`, `hang` (no answer), `hang_after`, `reset` and `cut` (silence, a
 TCP reset, a clean end after `chunks` pieces), `bad_json`, `no_done` (all but `[DONE]`), `empty`,
-`digest` (the answer is `digest(messages)` in four pieces, `delay` seconds before each).
-Else an answer is `text`, or an echo of the question's end; a refusal is a `text` like any other.
+`digest` (the answer is `digest(messages)` in four pieces, `delay` seconds before each), `marker`
+(400 for what is to be embedded if `text` is in it). Else an answer is `text`, or an echo of the
+question's end; a refusal is a `text` like any other.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ class _Answer:
             await asyncio.Event().wait()
         if mode == "reset" and not self._mode.chunks:
             self._reset()
+        elif mode == "marker" and self._mode.text and self._mode.text in str(request.options):
+            await _send(self._send, {"error": {"message": "fault", "code": mode}}, status=400)
         elif mode.isdigit():
             # As some providers do: the error repeats what was sent.
             error = {"error": {"message": f"fault: {request.question()}", "code": mode}}

@@ -232,8 +232,8 @@ async def test_an_update_that_the_driver_repeats_counts_as_done(
     assert not await repeated.put_session(session)
     repeating.repeat("update")
     rolled = {"summary": Summary(text="rolled", version=1)}
-    assert await repeated.change_session(KEY, rolled, summary_version=0)
-    assert not await repeated.change_session(KEY, rolled, summary_version=0)
+    assert await repeated.change_session(KEY, rolled, unchanged=session)
+    assert not await repeated.change_session(KEY, rolled, unchanged=session)
     repeating.repeat("update")
     later = NOON + timedelta(minutes=1)
     assert await repeated.claim(KEY, worker="a", until=later, now=NOON)
