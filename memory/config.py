@@ -144,6 +144,12 @@ class SessionConfig(Group):
     partial_flush: Duration = 0.5
 
 
+class LimitsConfig(Group):
+    """What the library bounds; the service bounds more (service/settings.py)."""
+
+    waiting_per_session: Annotated[int, Field(ge=0)] = 64
+
+
 class MemoryConfig(Group):
     """Everything `memory.open_memory` needs."""
 
@@ -156,3 +162,4 @@ class MemoryConfig(Group):
     embedding: EmbeddingConfig = EmbeddingConfig()
     projector: ProjectorConfig = ProjectorConfig()
     session: SessionConfig = SessionConfig()
+    limits: LimitsConfig = LimitsConfig()

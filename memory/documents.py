@@ -9,7 +9,17 @@ from typing import Any
 import msgspec
 
 from memory.lifetimes import expiry_of
-from memory.models import Message, MessageStatus, Turn, TurnStatus, User, now, session_key, turn_id
+from memory.models import (
+    Message,
+    MessageStatus,
+    Turn,
+    TurnStatus,
+    User,
+    keyless,
+    now,
+    session_key,
+    turn_id,
+)
 from memory.tokens import TokenCounter
 
 
@@ -33,6 +43,8 @@ def running_turn(
     lease_seconds: float,
     counter: TokenCounter,
     metadata: dict[str, Any] | None,
+    idempotency_key: str | None = None,
+    body_hash: str | None = None,
 ) -> Turn:
     """A turn as it is accepted: the question, and the empty answer that takes the next seq."""
     moment = now()
@@ -67,7 +79,8 @@ def running_turn(
             tokens=0,
             **shared,
         ),
-        idempotency=f"t{id_}",
+        idempotency=keyless(id_) if idempotency_key is None else user_turn_key(idempotency_key),
+        body_hash=body_hash,
         created_at=moment,
         recorded_at=moment,
         expires_at=expiry_of(moment, ttl),
@@ -113,12 +126,17 @@ def recorded_turn(
         token="",
         user=message if message.role == "user" else None,
         assistant=message if message.role == "assistant" else None,
-        idempotency=f"t{id_}" if incoming.id is None else client_key(key, incoming.id),
+        idempotency=keyless(id_) if incoming.id is None else client_key(key, incoming.id),
         created_at=said,
         recorded_at=moment,
         expires_at=expiry_of(moment, ttl),
         counter=counter.name,
     )
+
+
+def user_turn_key(key: str) -> str:
+    """What a client's idempotency key is in the unique index: it holds within its user."""
+    return f"k{key}"
 
 
 def client_key(session: str, client_id: str) -> str:
@@ -145,6 +163,28 @@ def answered(
         created_at=now(),
     )
     return msgspec.structs.replace(turn, assistant=answer, status=status, **changes)
+
+
+def begun_again(turn: Turn, *, lease_seconds: float) -> Turn:
+    """The next attempt at a turn that has failed: the same question, an empty answer."""
+    moment = now()
+    answer = turn.assistant and msgspec.structs.replace(
+        turn.assistant, content="", tokens=0, status="running", created_at=moment
+    )
+    return msgspec.structs.replace(
+        turn,
+        assistant=answer,
+        status="running",
+        attempt=turn.attempt + 1,
+        token=secrets.token_hex(8),
+        until=expiry_of(moment, lease_seconds),
+        receipt=None,
+        prefix_marks=(),
+        usage=None,
+        finish_reason=None,
+        error=None,
+        model=None,
+    )
 
 
 def interrupted(turn: Turn) -> Turn:

@@ -6,6 +6,11 @@ StrataError
 ├── BudgetExceeded            system text and question alone do not fit the budget
 ├── NotFound                  no such thing, or another user's (never told apart)
 ├── SessionBusy               the session's running turn did not end in time
+├── KeyReused                 an idempotency key came again with another request
+├── TurnRunning               the turn of this idempotency key still runs
+├── TurnSuperseded            it failed, and the session has gone on without it
+├── Answered                  it has ended; `turn` holds its answer
+├── TooManyWaiting            as many wait for this session as may
 ├── Stopping                  no more turns are taken: the process is about to end
 ├── TurnLost                  a late write: the turn was taken over, erased or is finished
 ├── StoreUnavailable          the store did not answer
@@ -14,6 +19,11 @@ StrataError
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memory.models import Turn
 
 
 class StrataError(Exception):
@@ -55,6 +65,42 @@ class SessionBusy(StrataError):
     def __init__(self, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
         super().__init__("another turn of this session is running")
+
+
+class KeyReused(StrataError):
+    def __init__(self) -> None:
+        super().__init__(
+            "this idempotency key was used with another request within 24 hours: repeat that "
+            "request unchanged, or take a new key"
+        )
+
+
+class TurnRunning(StrataError):
+    def __init__(self, turn_id: str, retry_after_seconds: float) -> None:
+        self.turn_id = turn_id
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("the turn of this idempotency key is still running")
+
+
+class TurnSuperseded(StrataError):
+    def __init__(self, turn_id: str) -> None:
+        self.turn_id = turn_id
+        super().__init__(
+            "the turn of this idempotency key did not succeed and its session has gone on: "
+            "ask again with a new key"
+        )
+
+
+class Answered(StrataError):
+    """Not a fault: the turn of this idempotency key has its answer already."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        super().__init__("the turn of this idempotency key has its answer already")
+class TooManyWaiting(StrataError):
+    def __init__(self, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__("as many turns wait for this session as may (limits.waiting_per_session)")
 
 
 class Stopping(StrataError):

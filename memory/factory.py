@@ -115,7 +115,8 @@ def put_together(
     summarizer: Summarizer | None,
 ) -> Strata:
     """All parts over a store and an index that are not open yet."""
-    locks, gates = SessionLocks(), SessionGates()
+    locks = SessionLocks()
+    gates = SessionGates(most_waiting=config.limits.waiting_per_session)
     recall = Recall(index=index, model=model, config=config.recall)
     folding = Folding(
         store=store, counter=counter, config=config, locks=locks, summarizer=summarizer

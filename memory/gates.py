@@ -6,7 +6,9 @@ import asyncio
 import math
 from weakref import WeakValueDictionary
 
-from memory.errors import SessionBusy, Stopping
+from memory.errors import SessionBusy, Stopping, TooManyWaiting
+
+MOST_WAITING = 64
 
 
 class _Gate:
@@ -16,9 +18,13 @@ class _Gate:
 
 
 class SessionGates:
-    """A gate is taken by the request that accepts a turn and freed by whoever ends the turn."""
+    """A gate is taken by the request that accepts a turn and freed by whoever ends the turn.
 
-    def __init__(self) -> None:
+    At most `most_waiting` wait at one gate; who comes then is told at once.
+    """
+
+    def __init__(self, *, most_waiting: int = MOST_WAITING) -> None:
+        self._most_waiting = most_waiting
         self._gates: dict[str, _Gate] = {}
         self._shut = asyncio.Event()
 
@@ -30,7 +36,8 @@ class SessionGates:
         return key not in self._gates
 
     async def acquire(self, key: str, *, wait_seconds: float) -> None:
-        """Raises SessionBusy when the gate is not free in time, Stopping when all are shut."""
+        """Raises SessionBusy when the gate is not free in time, TooManyWaiting when its queue is
+        full, Stopping when all are shut."""
         if self._shut.is_set():
             raise Stopping("no more turns are taken")
         gate = self._gates.setdefault(key, _Gate())
@@ -41,6 +48,8 @@ class SessionGates:
                 return
             if wait_seconds <= 0:
                 raise SessionBusy(1.0)
+            if gate.users - 1 > self._most_waiting:  # all but the one who is through
+                raise TooManyWaiting(1.0)
             async with asyncio.timeout(None if math.isinf(wait_seconds) else wait_seconds):
                 await gate.lock.acquire()
         except TimeoutError:

@@ -44,6 +44,11 @@ def turn_id(session: str, seq: int) -> str:
     return f"{session}:{seq:010d}"
 
 
+def keyless(turn: str) -> str:
+    """What stands in the unique index for a turn without a client's key."""
+    return f"t{turn}"
+
+
 def turn_of(message_id: str) -> str:
     """The id of the document that holds this message."""
     return message_id.rpartition(".")[0]

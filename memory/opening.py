@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from memory.stores.base import Loaded, TurnStore
 CLOCK_SKEW = timedelta(seconds=2)
 POLL_SECONDS = 0.05
 KNOWN_ABANDONED = 1_000
+# Turns that a retry with the same idempotency key may run again.
+RUN_AGAIN = ("failed", "interrupted")
 
 
 class Opened(NamedTuple):
@@ -38,11 +41,11 @@ class Opening:
         self._session_ttl = session_ttl
         self._abandoned: dict[str, None] = {}
 
-    def abandoned(self, turn_id: str) -> None:
-        """Nobody in this process writes this turn any more, whatever its lease says."""
+    def abandoned(self, turn: Turn) -> None:
+        """Nobody in this process writes this attempt any more, whatever its lease says."""
         if len(self._abandoned) >= KNOWN_ABANDONED:
             del self._abandoned[next(iter(self._abandoned))]
-        self._abandoned[turn_id] = None
+        self._abandoned[turn.token] = None
 
     async def session(self, user: User, session_id: str, *, wait_until: float) -> Opened:
         """The session as it counts now, for who holds its gate and wants to write: no turn runs
@@ -57,9 +60,9 @@ class Opening:
             newest = loaded.turns[0] if loaded.turns else None
             if newest is None or newest.status != "running":
                 break
-            if self._is_over(newest):
+            if self.is_over(newest):
                 await self._store.save(interrupted(newest))
-                self._abandoned.pop(newest.id, None)
+                self._abandoned.pop(newest.token, None)
                 continue
             if time.monotonic() >= wait_until:
                 raise SessionBusy(1.0)
@@ -73,13 +76,33 @@ class Opening:
             await self._store.drop_segments(key)
         return Opened(session, loaded, waited)
 
+    async def append(self, opened: Opened, turns: Sequence[Turn]) -> int:
+        """Insert in order; how many there are now. None at all when the turn before them is run
+        again by another worker at this moment: then it has to be waited for."""
+        try:
+            inserted = await self._store.append(turns)
+        except BaseException:
+            for turn in turns:
+                if turn.status == "running":
+                    self.abandoned(turn)  # a server may have stored it all the same
+            raise
+        newest = opened.loaded.turns[0] if opened.loaded.turns else None
+        if inserted and newest is not None and newest.status in RUN_AGAIN:
+            # Who runs it again looks for a later turn after its own write, as this looks there.
+            before = await self._store.turn(newest.id, now=now())
+            if before is not None and before.status == "running":
+                await self._store.withdraw(turns[:inserted])
+                return 0
+        return inserted
+
     async def glance(self, user: User, session_id: str) -> Opened:
         """The same for who only reads: a running turn may be among its turns."""
         loaded = await self._store.load(session_key(user.key, session_id))
         return Opened(self._as_it_counts(user, session_id, loaded), loaded, False)
 
-    def _is_over(self, running: Turn) -> bool:
-        if self._store.exclusive or running.id in self._abandoned:
+    def is_over(self, running: Turn) -> bool:
+        """Whether the lease of a running turn has ended, for who holds its session's gate."""
+        if self._store.exclusive or running.token in self._abandoned:
             return True  # the session's gate is ours: whoever wrote it here has given it up
         return running.until is None or running.until + CLOCK_SKEW <= now()
 

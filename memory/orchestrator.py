@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,7 @@ from memory.documents import (
 )
 from memory.errors import SessionBusy, StoreUnavailable, TurnLost
 from memory.gates import SessionGates
+from memory.idempotency import Idempotency
 from memory.lifetimes import expiry_of, new_session
 from memory.models import (
     Context,
@@ -62,6 +63,9 @@ class Ask:
     budget: BudgetConfig | None = None
     metadata: dict[str, Any] | None = None
     recall_deadline: float | None = None
+    # A client's own name for this request, and what tells it from another by the same name.
+    idempotency_key: str | None = None
+    body_hash: str = ""
 
     @property
     def key(self) -> str:
@@ -79,6 +83,14 @@ class Accepted:
     recalled: asyncio.Task[Recalled]
     ended: bool = False
     stored: bool = False
+    receipt_stored: bool = False
+
+
+class _Shown(NamedTuple):
+    """What recall need not find: the turns before the question, and the question's own."""
+
+    turns: Sequence[Turn]
+    asked: Turn | None = None
 
 
 class Memory:
@@ -102,6 +114,7 @@ class Memory:
             gates=gates,
             wake=wake,
         )
+        self._idempotency = Idempotency(store=store, opening=self._opening, gates=gates)
         self._recall = recall
         self._config = config
         self._gates = gates
@@ -116,6 +129,7 @@ class Memory:
         """Make the question durable and begin to recall.
 
         Raises BudgetExceeded, SessionBusy, Stopping, StoreUnavailable; then nothing was stored.
+        With an idempotency key also Answered, KeyReused, TurnRunning, TurnSuperseded.
         """
         budget = ask.budget or self._config.budget
         check_question(ask.question, ask.system, budget, self.counter)
@@ -123,6 +137,8 @@ class Memory:
         shown, recalled = self._begin_recall(ask)
         try:
             waited = not self._gates.is_free(ask.key)
+            if waited:
+                await self._known(ask, gated=False)
             await self._gates.acquire(ask.key, wait_seconds=self._config.session.wait)
             try:
                 opened, turn = await self._insert(ask, wait_until)
@@ -136,16 +152,24 @@ class Memory:
             # What was found before the wait does not know the turns that ended meanwhile.
             recalled.cancel()
             shown, recalled = self._begin_recall(ask)
-        turns = _window_turns(opened.session, opened.loaded)
-        shown.set_result(turns)
+        turns = [t for t in _window_turns(opened.session, opened.loaded) if t.id != turn.id]
+        shown.set_result(_Shown(turns, turn))
         self._wake(ask.key)
         return Accepted(ask=ask, turn=turn, session=opened.session, turns=turns, recalled=recalled)
 
     async def _insert(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn]:
         waited = False
         for _race in range(_RACES):
-            opened = await self._opening.session(ask.user, ask.session_id, wait_until=wait_until)
+            opened, known = await self._open(ask, wait_until)
             waited = waited or opened.waited
+            turn: Turn | None
+            if known is not None:
+                turn = await self._idempotency.run_again(
+                    known, opened, lease_seconds=self._config.session.lease
+                )
+                if turn is not None:
+                    return opened._replace(waited=waited), turn
+                continue
             turn = running_turn(
                 ask.user,
                 ask.session_id,
@@ -155,16 +179,33 @@ class Memory:
                 lease_seconds=self._config.session.lease,
                 counter=self.counter,
                 metadata=ask.metadata,
+                idempotency_key=ask.idempotency_key,
+                body_hash=ask.body_hash or None,
             )
-            try:
-                inserted = await self._store.append([turn])
-            except BaseException:
-                self._opening.abandoned(turn.id)  # a server may have stored it all the same
-                raise
-            if inserted:
+            if await self._opening.append(opened, [turn]):
                 return opened._replace(waited=waited), turn
             waited = True  # another process was first
         raise SessionBusy(1.0)
+
+    async def _open(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn | None]:
+        """The session, and beside it what is known of the idempotency key."""
+        opening = self._opening.session(ask.user, ask.session_id, wait_until=wait_until)
+        if ask.idempotency_key is None:
+            return await opening, None
+        try:
+            async with asyncio.TaskGroup() as both:
+                opened = both.create_task(opening)
+                known = both.create_task(self._known(ask, gated=True))
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return opened.result(), known.result()
+
+    async def _known(self, ask: Ask, *, gated: bool) -> Turn | None:
+        if ask.idempotency_key is None:
+            return None
+        return await self._idempotency.known(
+            ask.user.key, ask.idempotency_key, ask.body_hash, gated=gated
+        )
 
     async def context(self, accepted: Accepted) -> Context:
         """What the model is to read for an accepted turn."""
@@ -179,7 +220,7 @@ class Memory:
         try:
             session, loaded, _ = await self._opening.glance(ask.user, ask.session_id)
             turns = _window_turns(session, loaded)
-            shown.set_result(turns)
+            shown.set_result(_Shown(turns))
             return self._assemble(ask, session, turns, await recalled)
         finally:
             recalled.cancel()
@@ -207,10 +248,12 @@ class Memory:
         )
         return assemble(material, budget=ask.budget or self._config.budget, counter=self.counter)
 
-    async def flush(self, accepted: Accepted, text: str) -> None:
+    async def flush(self, accepted: Accepted, text: str, *, context: Context | None = None) -> None:
         """Store the answer so far and renew the lease. Raises TurnLost, StoreUnavailable."""
         until = expiry_of(now(), self._config.session.lease)
-        await self._save(accepted, text, "running", "running", until=until)
+        news = context.receipt if context and not accepted.receipt_stored else None
+        await self._save(accepted, text, "running", "running", until=until, receipt=news)
+        accepted.receipt_stored = accepted.receipt_stored or news is not None
 
     async def finish(
         self,
@@ -253,7 +296,7 @@ class Memory:
             accepted.ended = True
             accepted.recalled.cancel()
             if not accepted.stored:
-                self._opening.abandoned(accepted.turn.id)
+                self._opening.abandoned(accepted.turn)
             self._gates.release(accepted.ask.key)
             self._wake(accepted.ask.key)
 
@@ -282,20 +325,22 @@ class Memory:
         skipped. Raises InvalidInput, SessionBusy, Stopping, StoreUnavailable."""
         return await self._recording.record(user, session_id, messages)
 
-    def _begin_recall(
-        self, ask: Ask
-    ) -> tuple[asyncio.Future[Sequence[Turn]], asyncio.Task[Recalled]]:
+    def _begin_recall(self, ask: Ask) -> tuple[asyncio.Future[_Shown], asyncio.Task[Recalled]]:
         """The search beside the read of the session; it is told which turns the window has."""
-        shown: asyncio.Future[Sequence[Turn]] = asyncio.get_running_loop().create_future()
+        shown: asyncio.Future[_Shown] = asyncio.get_running_loop().create_future()
         return shown, asyncio.create_task(self._recalled(ask, shown))
 
-    def _inside(self, ask: Ask, turns: Sequence[Turn]) -> frozenset[str]:
-        """The ids of the messages that the window will most likely hold."""
+    def _inside(self, ask: Ask, shown: _Shown) -> frozenset[str]:
+        """The ids of the messages that the prompt holds anyway: those of the turn itself, and
+        those that most likely are in the window."""
         room = (ask.budget or self._config.budget).window_tokens
-        chosen, _ = window.select(_finished(turns), budget_tokens=room, counter=self.counter)
-        return frozenset(m.id for turn in chosen for m in window.living(turn))
+        chosen, _ = window.select(_finished(shown.turns), budget_tokens=room, counter=self.counter)
+        own = shown.asked.messages if shown.asked else ()
+        return frozenset(m.id for turn in chosen for m in window.living(turn)) | {
+            message.id for message in own
+        }
 
-    async def _recalled(self, ask: Ask, shown: asyncio.Future[Sequence[Turn]]) -> Recalled:
+    async def _recalled(self, ask: Ask, shown: asyncio.Future[_Shown]) -> Recalled:
         budget = ask.budget or self._config.budget
         if ask.recall == "none" or budget.recall_tokens == 0:
             return Recalled()

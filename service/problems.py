@@ -103,6 +103,13 @@ def from_error(error: BaseException) -> Problem:
             return Problem(
                 409, str(error), code="session_busy", retry_after_seconds=error.retry_after_seconds
             )
+        case errors.TooManyWaiting():
+            return Problem(
+                429,
+                str(error),
+                code="too_many_waiting",
+                retry_after_seconds=error.retry_after_seconds,
+            )
         case errors.Stopping():
             return Problem(
                 503, "the service is stopping", code="shutting_down", retry_after_seconds=1

@@ -31,6 +31,7 @@ from pydantic_settings import (
 )
 
 from memory.config import Duration, Group, MemoryConfig
+from memory.config import LimitsConfig as MemoryLimits
 from memory.errors import ConfigError
 from service.keys import AuthConfig
 
@@ -88,9 +89,11 @@ class ModelConfig(Group):
         return self.base_url is None and self.key is None
 
 
-class LimitsConfig(Group):
+class LimitsConfig(MemoryLimits):
     body: Size = 256_000
     message: Size = 64_000
+    streams_per_user: Annotated[int, Field(ge=1)] = 64
+    streams: Annotated[int, Field(ge=1)] = 1000
 
 
 class ServerConfig(Group):

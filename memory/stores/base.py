@@ -22,6 +22,13 @@ class Loaded(NamedTuple):
     turns: list[Turn]
 
 
+class Signal(NamedTuple):
+    """What other processes tell the one that runs a turn."""
+
+    cancel: bool
+    watched: datetime | None
+
+
 class TurnStore(Protocol):
     exclusive: bool  # one process owns it: what it did not write itself, nobody writes
 
@@ -43,8 +50,18 @@ class TurnStore(Protocol):
         """
         ...
 
+    async def withdraw(self, turns: Sequence[Turn]) -> None:
+        """Take back what was appended just now, the newest first, unless another has it by now."""
+        ...
+
     async def save(self, turn: Turn) -> bool:
-        """Replace the turn if it still runs under `turn.token`; False when it does not."""
+        """Replace the turn if it still runs under `turn.token`; False when it does not. A receipt
+        that is there already stays, unless the turn brings one."""
+        ...
+
+    async def rerun(self, turn: Turn, *, was: Turn) -> bool:
+        """Let an ended turn run again: replace it by `turn`, which is `running` and pending, if it
+        is still `failed` or `interrupted` under `was.token`; False when it is not."""
         ...
 
     async def interrupt_running(self) -> int:
@@ -58,6 +75,19 @@ class TurnStore(Protocol):
 
     async def turns(self, ids: Sequence[str], *, now: datetime) -> dict[str, Turn]:
         """Those of `ids` that live, by id, without receipts."""
+        ...
+
+    async def forget_key(self, turn: Turn) -> None:
+        """Its idempotency counts no longer: it becomes that of a turn without a key."""
+        ...
+
+    async def signal(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
+        """Tell the process that runs this attempt of the turn that it is to end, or until when
+        somebody elsewhere reads along."""
+        ...
+
+    async def signals(self, turns: Sequence[Turn]) -> dict[str, Signal]:
+        """What was signalled to these attempts, by turn id."""
         ...
 
     async def by_idempotency(self, user_key: str, keys: Sequence[str]) -> dict[str, Turn]:

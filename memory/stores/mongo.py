@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from memory.models import NEVER, Segment, Session, Turn
+from memory.models import NEVER, Segment, Session, Turn, keyless
 from memory.models import now as current
-from memory.stores.base import PAGE, Loaded
+from memory.stores.base import PAGE, Loaded, Signal
 from memory.stores.collections import (
     FIXED,
     SEGMENTS,
@@ -101,10 +101,23 @@ class MongoStore:
         ]
         return await self._db.insert(TURNS, documents)
 
+    async def withdraw(self, turns: Sequence[Turn]) -> None:
+        for turn in reversed(turns):
+            where = {**at(turn.id), "token": turn.token, "status": turn.status}
+            await self._db.delete(TURNS, where)
+
     async def save(self, turn: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        if turn.receipt is None:
+            del changed["receipt"]
         where = {**at(turn.id), "token": turn.token, "status": "running"}
         return await self._db.update_once(TURNS, where, {"$set": changed})
+
+    async def rerun(self, turn: Turn, *, was: Turn) -> bool:
+        changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        where = {**at(turn.id), "token": was.token, "status": {"$in": ["failed", "interrupted"]}}
+        update = {"$set": {**changed, **pending(turn.session_key, current())}}
+        return await self._db.update_once(TURNS, where, update)
 
     async def interrupt_running(self) -> int:
         return 0
@@ -121,6 +134,29 @@ class MongoStore:
         where = {"_id": {"$in": list(ids)}, "user_key": {"$in": list(owners)}}
         found = await self._turns(where, len(ids))
         return {turn.id: turn for turn in found if turn.expires_at > now}
+
+    async def forget_key(self, turn: Turn) -> None:
+        where = {**at(turn.id), "idempotency": turn.idempotency}
+        await self._db.update(TURNS, where, {"$set": {"idempotency": keyless(turn.id)}})
+
+    async def signal(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
+        told: Document = {"cancelled": turn.attempt} if cancel else {}
+        if watched is not None:
+            told["watched"] = watched
+        where = {**at(turn.id), "attempt": turn.attempt, "status": "running"}
+        await self._db.update(TURNS, where, {"$set": told})
+
+    async def signals(self, turns: Sequence[Turn]) -> dict[str, Signal]:
+        attempts = {turn.id: turn.attempt for turn in turns}
+        where = {
+            "_id": {"$in": list(attempts)},
+            "user_key": {"$in": list({turn.user_key for turn in turns})},
+        }
+        found = await self._db.find(TURNS, where, show={"cancelled": 1, "watched": 1})
+        return {
+            told["_id"]: Signal(told.get("cancelled") == attempts[told["_id"]], told.get("watched"))
+            for told in found
+        }
 
     async def by_idempotency(self, user_key: str, keys: Sequence[str]) -> dict[str, Turn]:
         if not keys:

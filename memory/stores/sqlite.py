@@ -15,8 +15,9 @@ from typing import Any
 
 import msgspec
 
-from memory.models import Segment, Session, Turn
-from memory.stores.base import PAGE, Loaded
+from memory.models import Segment, Session, Turn, keyless
+from memory.models import now as current
+from memory.stores.base import PAGE, Loaded, Signal
 from memory.stores.database import Database
 from memory.stores.rows import (
     SCHEMA,
@@ -85,14 +86,37 @@ class SqliteStore:
 
         return await self._db.transaction(work)
 
+    async def withdraw(self, turns: Sequence[Turn]) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            for turn in reversed(turns):
+                db.execute(
+                    "DELETE FROM turns WHERE id = ? AND token = ? AND status = ?",
+                    (turn.id, turn.token, turn.status),
+                )
+
+        await self._db.transaction(work)
+
     async def save(self, turn: Turn) -> bool:
         row = columns(turn)
 
         def work(db: sqlite3.Connection) -> bool:
             changed = db.execute(
-                "UPDATE turns SET status = ?, body = ?, receipt = ?"
+                "UPDATE turns SET status = ?, body = ?, receipt = coalesce(?, receipt)"
                 " WHERE id = ? AND token = ? AND status = 'running'",
                 (turn.status, row[10], row[11], turn.id, turn.token),
+            )
+            return changed.rowcount == 1
+
+        return await self._db.transaction(work)
+
+    async def rerun(self, turn: Turn, *, was: Turn) -> bool:
+        row = columns(turn)
+
+        def work(db: sqlite3.Connection) -> bool:
+            changed = db.execute(
+                "UPDATE turns SET status = ?, token = ?, body = ?, receipt = ?, pending_since = ?"
+                " WHERE id = ? AND token = ? AND status IN ('failed', 'interrupted')",
+                (*row[6:8], row[10], row[11], current().timestamp(), turn.id, was.token),
             )
             return changed.rowcount == 1
 
@@ -134,6 +158,27 @@ class SqliteStore:
             (*ids, now.timestamp()),
         )
         return {turn.id: turn for turn in map(decode_turn, rows)}
+
+    async def forget_key(self, turn: Turn) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            which = (turn.id, turn.idempotency)
+            found = db.execute(
+                "SELECT body FROM turns WHERE id = ? AND idempotency = ?", which
+            ).fetchone()
+            if found:
+                kept = msgspec.structs.replace(decode_turn(found[0]), idempotency=keyless(turn.id))
+                db.execute(
+                    "UPDATE turns SET idempotency = ?, body = ? WHERE id = ?",
+                    (kept.idempotency, columns(kept)[10], turn.id),
+                )
+
+        await self._db.transaction(work)
+
+    async def signal(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
+        pass  # its turns run in this process
+
+    async def signals(self, turns: Sequence[Turn]) -> dict[str, Signal]:
+        return {}
 
     async def by_idempotency(self, user_key: str, keys: Sequence[str]) -> dict[str, Turn]:
         rows = await self._db.rows(

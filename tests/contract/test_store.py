@@ -190,6 +190,59 @@ async def test_a_running_turn_is_saved_by_its_own_token_alone(store: TurnStore) 
     assert not await store.save(running(99, token="mine")), "there is no such turn"
 
 
+def again(ended: Turn, token: str) -> Turn:
+    """The turn as it runs once more."""
+    assert ended.assistant is not None
+    answer = msgspec.structs.replace(ended.assistant, content="", status="running")
+    return msgspec.structs.replace(
+        ended, status="running", token=token, attempt=ended.attempt + 1, assistant=answer,
+        receipt=None, until=NOON + MINUTE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+async def test_a_turn_that_failed_or_broke_off_runs_again(store: TurnStore, status: str) -> None:
+    before = msgspec.structs.replace(running(token="first"), status=status, receipt=RECEIPT)
+    await store.append([before])
+    await store.settle(KEY, through=99)
+    assert await store.pending() == []
+    second = again(before, "second")
+    assert await store.rerun(second, was=before)
+    assert await store.turn(second.id, now=NOON) == second
+    assert await store.pending() == [KEY]
+    assert not await store.save(finished(before)), "the first attempt's token is void"
+    assert not await store.rerun(again(before, "third"), was=before), "it runs already"
+    assert await store.save(finished(second))
+    assert await store.turn(second.id, now=NOON) == finished(second)
+
+
+@pytest.mark.parametrize("status", ["running", "done", "partial"])
+async def test_a_turn_that_runs_or_has_an_answer_is_not_run_again(
+    store: TurnStore, status: str
+) -> None:
+    before = msgspec.structs.replace(running(token="first"), status=status)
+    await store.append([before])
+    assert not await store.rerun(again(before, "second"), was=before)
+    assert await store.turn(before.id, now=NOON) == before
+
+
+async def test_a_turn_is_run_again_only_as_it_was_seen(store: TurnStore) -> None:
+    before = msgspec.structs.replace(running(token="first"), status="failed")
+    await store.append([before])
+    assert not await store.rerun(
+        again(before, "third"), was=msgspec.structs.replace(before, token="second")
+    )
+    gone = msgspec.structs.replace(running(99, token="first"), status="failed")
+    assert not await store.rerun(again(gone, "second"), was=gone), "there is no such turn"
+    won = await asyncio.gather(
+        *(store.rerun(again(before, f"racer {n}"), was=before) for n in range(20))
+    )
+    assert sorted(won) == [False] * 19 + [True]
+    stored = await store.turn(before.id, now=NOON)
+    assert stored is not None
+    assert stored.token == f"racer {won.index(True)}"
+
+
 async def test_turns_left_running_are_interrupted_with_their_answers_where_nobody_else_writes(
     store: TurnStore,
 ) -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from memory.errors import SessionBusy, Stopping
+from memory.errors import SessionBusy, Stopping, TooManyWaiting
 from memory.gates import SessionGates, SessionLocks
 
 
@@ -109,6 +109,44 @@ async def test_a_waiter_cancelled_just_as_it_is_woken_passes_its_turn_on() -> No
     await asyncio.wait_for(stayer, 1)
     gates.release("s")
     assert gates.is_free("s")
+
+
+async def test_a_full_queue_refuses_at_once_and_keeps_its_order() -> None:
+    gates = SessionGates(most_waiting=3)
+    passed: list[int] = []
+
+    async def visit(n: int) -> None:
+        await gates.acquire("s", wait_seconds=10)
+        passed.append(n)
+        gates.release("s")
+
+    await gates.acquire("s", wait_seconds=0)
+    waiting = [asyncio.create_task(visit(n)) for n in range(3)]
+    await asyncio.sleep(0)
+    for _ in range(2):
+        with pytest.raises(TooManyWaiting) as caught:
+            await gates.acquire("s", wait_seconds=10)
+        assert caught.value.retry_after_seconds > 0
+    with pytest.raises(SessionBusy):  # who would not wait is told that it is busy
+        await gates.acquire("s", wait_seconds=0)
+    await gates.acquire("t", wait_seconds=0)
+    waiting[1].cancel()
+    await asyncio.sleep(0)
+    waiting.append(asyncio.create_task(visit(3)))
+    await asyncio.sleep(0)
+    gates.release("s")
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert passed == [0, 2, 3]
+    assert gates.is_free("s")
+
+
+async def test_nobody_waits_where_none_may() -> None:
+    gates = SessionGates(most_waiting=0)
+    await gates.acquire("s", wait_seconds=10)
+    with pytest.raises(TooManyWaiting):
+        await gates.acquire("s", wait_seconds=10)
+    gates.release("s")
+    await gates.acquire("s", wait_seconds=10)
 
 
 async def test_shut_gates_let_nobody_through() -> None:

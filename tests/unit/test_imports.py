@@ -17,7 +17,7 @@ TIERS = (
      "gates", "scoring", "points", "documents", "stores.base", "indexes.base"),
     ("window", "summary", "recall", "context", "stores", "indexes", "embeddings"),
     ("rereading", "folding", "projection", "erasing", "sweeper", "library", "orchestrator",
-     "opening", "recording", "conversations", "sessions", "factory", "langchain"),
+     "opening", "idempotency", "recording", "conversations", "sessions", "factory", "langchain"),
 )  # fmt: skip
 WEB = {"litestar", "starlette", "uvicorn", "fastapi", "granian", "service", "evals"}
 ONLY_IN = {

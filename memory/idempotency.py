@@ -1,0 +1,79 @@
+"""What an idempotency key means for a turn. The record of a key is the turn itself.
+
+A key counts for 24 hours within its user. Repeated, it gives the answer there is, or runs a turn
+that has failed once more: the same turn and user message, the next attempt.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+
+from memory.documents import begun_again, user_turn_key
+from memory.errors import Answered, KeyReused, TurnRunning, TurnSuperseded
+from memory.gates import SessionGates
+from memory.models import Turn, now
+from memory.opening import RUN_AGAIN, Opened, Opening
+from memory.stores.base import TurnStore
+
+KEPT = timedelta(hours=24)
+RETRY_SECONDS = 1.0
+
+
+class Idempotency:
+    def __init__(self, *, store: TurnStore, opening: Opening, gates: SessionGates) -> None:
+        self._store = store
+        self._opening = opening
+        self._gates = gates
+
+    async def known(self, user: str, key: str, body_hash: str, *, gated: bool) -> Turn | None:
+        """The turn that may have to run again, None for a new key; `gated`: the caller holds the
+        gate of its session. Raises Answered, KeyReused, TurnRunning, StoreUnavailable."""
+        name = user_turn_key(key)
+        turn = (await self._store.by_idempotency(user, [name])).get(name)
+        if turn is None:
+            return None
+        moment = now()
+        if turn.recorded_at + KEPT <= moment or turn.expires_at <= moment:
+            await self._store.forget_key(turn)
+            return None
+        if turn.body_hash != body_hash:
+            raise KeyReused
+        if turn.status == "running":
+            if self._is_run(turn, gated=gated):
+                raise TurnRunning(turn.id, RETRY_SECONDS)
+        elif turn.status not in RUN_AGAIN:
+            whole = await self._store.turn(turn.id, now=moment)
+            if whole is not None:
+                raise Answered(whole)
+        return turn
+
+    def _is_run(self, turn: Turn, *, gated: bool) -> bool:
+        """Whether somebody may still write it."""
+        if not gated and not self._gates.is_free(turn.session_key):
+            return True
+        return not self._opening.is_over(turn)
+
+    async def run_again(self, turn: Turn, opened: Opened, *, lease_seconds: float) -> Turn | None:
+        """The turn as it runs now, for who holds the gate of its session and has opened it; None
+        when another worker has changed it meanwhile. Raises TurnSuperseded."""
+        newest = opened.loaded.turns[0] if opened.loaded.turns else None
+        if newest is None or newest.id != turn.id or turn.seq < opened.session.first_seq:
+            raise TurnSuperseded(turn.id)
+        was = await self._store.turn(turn.id, now=now())
+        if was is None or was.status not in RUN_AGAIN:
+            return None
+        again = begun_again(was, lease_seconds=lease_seconds)
+        try:
+            if not await self._store.rerun(again, was=was):
+                return None
+            # Who appends to the session looks at this turn after its insert, as this looks there.
+            newest = (await self._store.load(turn.session_key, limit=1)).turns[0]
+        except BaseException:
+            self._opening.abandoned(again)  # a server may have stored it all the same
+            raise
+        if newest.id != turn.id:
+            await self._store.save(msgspec.structs.replace(was, token=again.token))
+            raise TurnSuperseded(turn.id)
+        return again
