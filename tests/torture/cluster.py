@@ -131,9 +131,7 @@ class Tutorial:
 
 
 @contextmanager
-def on_tutorial(
-    folder: Path, model: Model, rng: random.Random, *, file: bool
-) -> Iterator[Cluster]:
+def on_tutorial(folder: Path, model: Model, rng: random.Random, *, file: bool) -> Iterator[Cluster]:
     tutorial = Tutorial(folder / "tutorial", model, file=file)
     try:
         yield Cluster(f"control: {'a JSON file' if file else 'a list'}", [tutorial], rng)

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -129,9 +130,7 @@ def _compare(said: Said, pieces: Pieces, history: list[Mapping[str, Any]]) -> li
             received += len(event.data["text"])
             if event.id.rpartition(":t")[2] != str(received):
                 wrong.append(f"{said.marker}: {event.id} after {received} code points")
-    replies = {
-        one["content"]: two["content"] for one, two in zip(history, history[1:], strict=False)
-    }
+    replies = {one["content"]: two["content"] for one, two in pairwise(history)}
     if replies.get(said.text) != pieces.text:
         wrong.append(f"{said.marker}: {pieces.text!r}, stored {replies.get(said.text)!r}")
     names = [event.name for event in pieces.events if event.name != "token"]

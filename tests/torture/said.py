@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evals.fake_openai import ECHOED_CHARACTERS
 from system.streams import Event
+
+from evals.fake_openai import ECHOED_CHARACTERS
 
 MARKER = re.compile(r"(zq[0-9a-f]{8})-(s\d+)-(t\d+)-(\d{5})")
 Outcome = Literal["done", "superseded", "failed", "unknown"]

@@ -1,4 +1,4 @@
-"""What is done to the service while its clients talk. Each scenario ends in one row of the table."""
+"""What is done to the service while its clients talk. Each scenario is one row of the table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control: chat history as the usual tutorials keep it. It loses turns; the torture must see it.
+"""The control: chat history as the usual tutorials keep it. It loses turns, and that must be seen.
 
 `python -m torture.tutorial --model URL [--file PATH] --port 0` prints its port. For each turn it
 reads the session's list, calls the model with it, and writes the list back with two messages more:

@@ -174,8 +174,6 @@ def lacking(
         question = asked(prompt)
         user, session, _, _ = question.split("-")
         questions = order[user, session]
-        if question not in questions or (
-            earlier(prompt) != questions[: questions.index(question)]
-        ):
+        if question not in questions or (earlier(prompt) != questions[: questions.index(question)]):
             wrong.append(f"{question}: after {earlier(prompt)}")
     return wrong
