@@ -97,6 +97,8 @@ class Answered(StrataError):
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         super().__init__("the turn of this idempotency key has its answer already")
+
+
 class TooManyWaiting(StrataError):
     def __init__(self, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds

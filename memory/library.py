@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from memory.config import MemoryConfig
+from memory.documents import interrupted
 from memory.erasing import Erasing
 from memory.errors import NotFound
 from memory.lifetimes import ended, session_expiry, title_of
 from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
+from memory.opening import lease_is_over
 from memory.recall import Recall
 from memory.rereading import of_living_sessions, reread
 from memory.sessions import Sessions
@@ -72,6 +74,14 @@ class Library:
             raise NotFound("turn")
         if not await self._of_living_sessions([turn]):
             raise NotFound("turn")
+        return turn
+
+    async def settled_turn(self, user: User, turn_id: str) -> Turn:
+        """As `turn`; one whose writer is gone is interrupted by this. Raises StoreUnavailable."""
+        turn = await self.turn(user, turn_id)
+        if turn.status == "running" and lease_is_over(turn):
+            await self._store.save(interrupted(turn))
+            turn = await self.turn(user, turn_id)
         return turn
 
     async def _of_living_sessions(self, turns: Collection[Turn]) -> list[Turn]:

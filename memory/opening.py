@@ -104,7 +104,7 @@ class Opening:
         """Whether the lease of a running turn has ended, for who holds its session's gate."""
         if self._store.exclusive or running.token in self._abandoned:
             return True  # the session's gate is ours: whoever wrote it here has given it up
-        return running.until is None or running.until + CLOCK_SKEW <= now()
+        return lease_is_over(running)
 
     def _as_it_counts(self, user: User, session_id: str, loaded: Loaded) -> Session:
         session = loaded.session
@@ -114,6 +114,12 @@ class Opening:
         if ended(session, last, now(), self._session_ttl):
             return begun_anew(session, last_seq(loaded))
         return session
+
+
+def lease_is_over(running: Turn) -> bool:
+    """Whether its writer has had its time; it may still live, and can write nothing once the turn
+    is taken over."""
+    return running.until is None or running.until + CLOCK_SKEW <= now()
 
 
 def last_seq(loaded: Loaded) -> int:

@@ -15,10 +15,11 @@ from memory import Strata, open_memory
 from memory.context import check_question
 from memory.errors import BudgetExceeded, ConfigError
 from memory.summary import Summarizer
+from service.limits import Streams
 from service.model import ModelSummarizer, make_chat_model, make_summarizer_model
 from service.offline import NAME as OFFLINE
+from service.producers import Producers
 from service.settings import Settings
-from service.stream import Producers
 
 log = structlog.get_logger("strata")
 
@@ -31,6 +32,7 @@ class Services:
     strata: Strata
     chat: asyncio.Task[BaseChatModel]
     producers: Producers
+    streams: Streams
     probes: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     @property
@@ -82,7 +84,15 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             raise ConfigError("model.system", str(error)) from error
         chat = asyncio.create_task(asyncio.to_thread(make_chat_model, settings.model))
         producers = Producers()
-        services = Services(settings=settings, strata=strata, chat=chat, producers=producers)
+        limits = settings.limits
+        services = Services(
+            settings=settings,
+            strata=strata,
+            chat=chat,
+            producers=producers,
+            streams=Streams(per_user=limits.streams_per_user, total=limits.streams),
+        )
+        listening = asyncio.create_task(producers.listen(strata.store))
         log.info(
             "opened",
             store=settings.store.url.partition("://")[0],
@@ -98,6 +108,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             yield services
         finally:
             await services.drain()
-            chat.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await chat
+            for task in (listening, chat):
+                task.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await task

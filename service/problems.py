@@ -110,6 +110,18 @@ def from_error(error: BaseException) -> Problem:
                 code="too_many_waiting",
                 retry_after_seconds=error.retry_after_seconds,
             )
+        case errors.KeyReused():
+            return Problem(422, str(error), code="idempotency_key_reused")
+        case errors.TurnRunning():
+            return Problem(
+                409,
+                str(error),
+                code="turn_running",
+                retry_after_seconds=error.retry_after_seconds,
+                turn_id=error.turn_id,
+            )
+        case errors.TurnSuperseded():
+            return Problem(409, str(error), code="turn_superseded", turn_id=error.turn_id)
         case errors.Stopping():
             return Problem(
                 503, "the service is stopping", code="shutting_down", retry_after_seconds=1

@@ -178,6 +178,11 @@ class TurnOut(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
 
 
+class CancelOut(msgspec.Struct, frozen=True):
+    turn_id: str
+    status: str  # as it was found
+
+
 def check_session_id(session_id: str) -> str:
     if not SESSION_ID.match(session_id):
         raise InvalidInput("session_id", "1 to 128 of the characters A-Z a-z 0-9 . _ : -")

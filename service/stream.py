@@ -1,8 +1,8 @@
 """A producer owns an answer: the model call, the text so far, its storing. Readers only read.
 
 Whoever reads may come late or leave; after the last one left, the answer goes on for
-`session.detach` and is then stored as partial. Events are kept encoded, each reader has its own
-place among them.
+`session.detach` and is then stored as partial. Each reader has its own place; events of the text
+are written when they are read, and joined for a reader that has fallen behind.
 """
 
 from __future__ import annotations
@@ -10,39 +10,42 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from array import array
+from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any, Literal
+from datetime import datetime
+from typing import Literal
 
-import msgspec
 import structlog
 from langchain_core.language_models import BaseChatModel
 
 from memory.errors import StoreUnavailable, TurnLost
-from memory.models import Context, Receipt, Turn, TurnError, TurnStatus
+from memory.models import Context, Receipt, Turn, TurnError, TurnStatus, now
 from memory.orchestrator import Accepted, Ask, Memory
+from service.events import (
+    BEGINNING,
+    ERASED,
+    PING,
+    PING_SECONDS,
+    Place,
+    accepted_event,
+    encode_event,
+)
+from service.limits import Slot
 from service.model import ModelFailed, stream_answer
 from service.schemas import Options
 from service.settings import Settings
 
 log = structlog.get_logger("strata.turn")
 
-PING_SECONDS = 15.0
 # The response that reads begins a moment after the producer does.
 FIRST_READER_SECONDS = 5.0
-PING = b": ping\n\n"
-StopReason = Literal["detached", "shutting_down", "lost"]
+StopReason = Literal["cancelled", "detached", "shutting_down", "lost"]
+# A reader that is so many pieces behind gets them in one event.
+BEHIND = 32
 # A lease is renewed so many times before it would end.
 LEASE_PARTS = 3
-
-
-def encode_event(name: str, id_: str, data: Any) -> bytes:
-    """One server-sent event; JSON has no bare line breaks, so one data line is enough."""
-    return b"event: %b\nid: %b\ndata: %b\n\n" % (
-        name.encode(),
-        id_.encode(),
-        msgspec.json.encode(data),
-    )
 
 
 class Producer:
@@ -60,6 +63,7 @@ class Producer:
         run_id: str,
         accepted: Accepted | None = None,
         context: Context | None = None,
+        slot: Slot | None = None,
         started: float | None = None,
     ) -> None:
         self._memory = memory
@@ -68,18 +72,22 @@ class Producer:
         self._settings = settings
         self._ask = ask
         self._options = options
-        self._run = run_id
+        self.run_id = run_id
         self._accepted = accepted
         self._context = context
         self._started = time.perf_counter() if started is None else started
-        self._text: list[str] = []
-        self._length = 0
+        self._slot = slot
+        self._heads: list[bytes] = []  # the events before the text
+        self._pieces: list[str] = []
+        self._ends = array("Q")  # code points up to and with each piece
+        self._last: bytes | None = None
         self.usage: dict[str, int] | None = None
         self.finish_reason: str | None = None
-        self._events: list[bytes] = []
         self._news = asyncio.Event()
+        self._ended = asyncio.Event()
         self._readers = 0
         self._detach: asyncio.TimerHandle | None = None
+        self.watched: datetime | None = None  # until then somebody reads along elsewhere
         self._generation: asyncio.Task[None] | None = None
         self._stop: StopReason | None = None
         self.finished = False
@@ -92,17 +100,11 @@ class Producer:
     async def run(self) -> None:
         """Produce to the end. Whatever happens, the last event tells it and the gate is freed."""
         accepted = self._accepted
+        if self._slot is not None:
+            self._slot.hold()
         try:
             if accepted is not None:
-                self._tell(
-                    "accepted",
-                    "a",
-                    {
-                        "turn_id": accepted.turn.id,
-                        "session_id": accepted.turn.session_id,
-                        "seq": accepted.turn.seq,
-                    },
-                )
+                self._tell(accepted_event(accepted.turn))
             self._schedule_detach(at_least=FIRST_READER_SECONDS)
             flusher = asyncio.create_task(self._flush_now_and_then())
             self._generation = asyncio.create_task(self._generate())
@@ -123,7 +125,10 @@ class Producer:
                 self._memory.abandon(accepted)
             if self._detach is not None:
                 self._detach.cancel()
+            if self._slot is not None:
+                self._slot.release()
             self.finished = True
+            self._ended.set()
             self._news.set()
 
     async def _outcome(self, generation: asyncio.Task[None]) -> tuple[TurnStatus, TurnError | None]:
@@ -148,7 +153,7 @@ class Producer:
             assert self._accepted is not None
             self._context = await self._memory.context(self._accepted)
         context = self._context
-        self._tell("context", "c", context.receipt)
+        self._tell(encode_event("context", f"{self.run_id}:c", context.receipt))
         log.info(
             "turn.model_call",
             elapsed_ms=round((time.perf_counter() - self._started) * 1000, 2),
@@ -168,9 +173,9 @@ class Producer:
             self.finish_reason = piece.finish_reason or self.finish_reason
             text = storable(piece.text)
             if text:
-                self._text.append(text)
-                self._length += len(text)
-                self._tell("token", f"t{self._length}", {"text": text})
+                self._pieces.append(text)
+                self._ends.append(self._length + len(text))
+                self._news.set()
 
     async def _flush_now_and_then(self) -> None:
         """Store the answer while it grows, so that a crash loses little of it, and renew the
@@ -190,7 +195,7 @@ class Producer:
                 continue
             stored, at = self._length, loop.time()
             try:
-                await self._memory.flush(self._accepted, self.text)
+                await self._memory.flush(self._accepted, self.text, context=self._context)
             except TurnLost:
                 self.stop("lost")
                 return
@@ -221,7 +226,7 @@ class Producer:
                 )
             except TurnLost as lost:
                 if lost.erased:
-                    self._fail(TurnError("erased", "the turn was erased while it ran", False))
+                    self._fail(ERASED)
                 else:
                     self._fail(TurnError("interrupted", "another worker took the turn over", True))
                 return
@@ -234,24 +239,21 @@ class Producer:
             self._fail(error)
             return
         self.status = status
-        self._tell(
-            "done",
-            "e",
-            {
-                "turn_id": self.turn.id if self.turn else None,
-                "message_id": message_id,
-                "finish_reason": finish_reason,
-                "usage": usage,
-                "model": self.model_name,
-            },
-        )
+        done = {
+            "turn_id": self.turn.id if self.turn else None,
+            "message_id": message_id,
+            "finish_reason": finish_reason,
+            "usage": usage,
+            "model": self.model_name,
+        }
+        self._last = encode_event("done", f"{self.run_id}:e", done)
 
     def _fail(self, error: TurnError) -> None:
         self.error = error
-        self._tell("error", "e", error)
+        self._last = encode_event("error", f"{self.run_id}:e", error)
 
-    def _tell(self, name: str, place: str, data: Any) -> None:
-        self._events.append(encode_event(name, f"{self._run}:{place}", data))
+    def _tell(self, head: bytes) -> None:
+        self._heads.append(head)
         self._news.set()
 
     # --- stopping --------------------------------------------------------------------------
@@ -267,49 +269,81 @@ class Producer:
         seconds = max(self._settings.session.detach, at_least)
         if self._readers == 0 and not self.finished and not math.isinf(seconds):
             loop = asyncio.get_running_loop()
-            self._detach = loop.call_later(seconds, self.stop, "detached")
+            self._detach = loop.call_later(seconds, self._detached)
+
+    def _detached(self) -> None:
+        if self.watched is not None and (left := (self.watched - now()).total_seconds()) > 0:
+            self._schedule_detach(at_least=left)
+        else:
+            self.stop("detached")
 
     # --- reading ---------------------------------------------------------------------------
 
     @property
-    def turn_id(self) -> str | None:
-        return self._accepted.turn.id if self._accepted else None
+    def accepted_turn(self) -> Turn | None:
+        """The turn as it was accepted."""
+        return self._accepted.turn if self._accepted else None
 
     @property
     def text(self) -> str:
         """The answer so far."""
-        return "".join(self._text)
+        return "".join(self._pieces)
+
+    @property
+    def _length(self) -> int:
+        return self._ends[-1] if self._ends else 0
 
     @property
     def receipt(self) -> Receipt | None:
         return self._context.receipt if self._context else None
 
-    async def read(self) -> AsyncIterator[bytes]:
-        """All events from the first on, live, with pings in between; ends after the last one."""
+    async def read(self, place: Place = BEGINNING) -> AsyncIterator[bytes]:
+        """All events after `place`, live, with pings in between; ends after the last one."""
         self._arrive()
         try:
-            place = 0
+            heads, at = place.heads, place.characters
             while True:
-                if place < len(self._events):
-                    pending = self._events[place:]
-                    place += len(pending)
-                    yield b"".join(pending)
-                elif self.finished:
+                last = self._last if self.finished else None
+                news = [*self._heads[heads:], *self._tokens(at)]
+                heads, at = max(heads, len(self._heads)), max(at, self._length)
+                if self.finished:
+                    if last is not None and not place.ended:
+                        news.append(last)
+                    yield b"".join(news)
                     return
-                else:
-                    self._news.clear()
-                    try:
-                        async with asyncio.timeout(PING_SECONDS):
-                            await self._news.wait()
-                    except TimeoutError:
-                        yield PING
+                if news:
+                    yield b"".join(news)
+                    continue
+                self._news.clear()
+                try:
+                    async with asyncio.timeout(PING_SECONDS):
+                        await self._news.wait()
+                except TimeoutError:
+                    yield PING
         finally:
             self._leave()
 
+    def _tokens(self, at: int) -> list[bytes]:
+        """The events of the text from code point `at` on."""
+        first = bisect_right(self._ends, at)
+        pieces, ends = self._pieces[first:], self._ends[first:]
+        if not pieces:
+            return []
+        pieces[0] = pieces[0][len(pieces[0]) - (ends[0] - at) :]
+        if len(pieces) > BEHIND:
+            pieces, ends = ["".join(pieces)], ends[-1:]
+        return [
+            encode_event("token", f"{self.run_id}:t{end}", {"text": piece})
+            for piece, end in zip(pieces, ends, strict=True)
+        ]
+
     async def wait(self) -> None:
         """Until the turn has ended (for those who want JSON)."""
-        async for _ in self.read():
-            pass
+        self._arrive()
+        try:
+            await self._ended.wait()
+        finally:
+            self._leave()
 
     def _arrive(self) -> None:
         self._readers += 1
@@ -320,35 +354,6 @@ class Producer:
     def _leave(self) -> None:
         self._readers -= 1
         self._schedule_detach()
-
-
-class Producers:
-    """The running answers of this process. Nobody waits on a request to keep one alive."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[asyncio.Task[None], Producer] = {}
-        self.draining = False
-
-    def start(self, producer: Producer) -> None:
-        task = asyncio.create_task(producer.run())
-        self._tasks[task] = producer
-        task.add_done_callback(lambda done: self._tasks.pop(done, None))
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    async def drain(self, grace_seconds: float) -> None:
-        """Wait for the running answers, then store what the rest has and end them."""
-        self.draining = True
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + grace_seconds
-        while self._tasks and (left := ends - loop.time()) > 0:
-            await asyncio.wait(list(self._tasks), timeout=None if math.isinf(left) else left)
-        # What was being accepted when this began may still have joined them.
-        while self._tasks:
-            for producer in list(self._tasks.values()):
-                producer.stop("shutting_down")
-            await asyncio.wait(list(self._tasks))
 
 
 def storable(text: str) -> str:

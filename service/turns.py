@@ -1,12 +1,15 @@
-"""`POST /v1/sessions/{id}/turns` and `GET /v1/turns/{id}`."""
+"""`POST /v1/sessions/{id}/turns`, and `/v1/turns/{id}`: its events again, its end before time."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import structlog
 from litestar import Controller, Response, get, post
 from litestar.di import NamedDependency
@@ -17,12 +20,16 @@ from litestar.response.streaming import ASGIStreamingResponse
 from litestar.types import Receive, Send
 
 from memory import Ask, User
-from memory.errors import NotFound, Stopping
-from memory.models import session_key
+from memory.errors import Answered, InvalidInput, NotFound, Stopping
+from memory.models import TurnError, session_key
+from service.events import BEGINNING, place_of, run_of
 from service.lifespan import Services
+from service.limits import Slot
 from service.problems import Problem
+from service.replay import replay
 from service.requests import StrictRequest
 from service.schemas import (
+    CancelOut,
     MessageOut,
     TurnBody,
     TurnOut,
@@ -44,6 +51,9 @@ _ERROR_STATUS = {
 CLIENT_LEFT = 499  # nobody reads it; it stands in the access log
 _SSE = "text/event-stream"
 _SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_KEY = "idempotency-key"
+_KEY_TEXT = re.compile(r"\A[\x21-\x7e]{1,255}\Z")
+_REPLAYED = {"Idempotency-Replayed": "true"}
 EVENTS = ResponseSpec(
     data_container=str,
     media_type=_SSE,
@@ -55,6 +65,14 @@ EVENTS = ResponseSpec(
 class _ClosingResponse(ASGIStreamingResponse):
     """Closes its iterator when the client has left; else that waits for the garbage collector."""
 
+    slot: Slot
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.slot.release()
+
     async def send_body(self, send: Send, receive: Receive) -> None:
         try:
             await super().send_body(send, receive)
@@ -64,19 +82,24 @@ class _ClosingResponse(ASGIStreamingResponse):
 
 
 class EventStream(Stream):
-    """Server-sent events that are encoded already."""
+    """Server-sent events that are encoded already. Lets `slot` go when it has been sent."""
 
-    def __init__(self, events: AsyncIterator[bytes]) -> None:
-        super().__init__(events, media_type=_SSE, headers=_SSE_HEADERS)
+    def __init__(
+        self, events: AsyncIterator[bytes], slot: Slot, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(events, media_type=_SSE, headers={**_SSE_HEADERS, **(headers or {})})
+        self.slot = slot
 
     def to_asgi_response(self, *_: Any, **given: Any) -> ASGIStreamingResponse:
         assert isinstance(self.iterator, AsyncGenerator)
-        return _ClosingResponse(
+        response = _ClosingResponse(
             iterator=self.iterator,
             headers=self.headers,
             media_type=self.media_type,
             status_code=given.get("status_code"),
         )
+        response.slot = self.slot
+        return response
 
 
 class Turns(Controller):
@@ -99,10 +122,7 @@ class Turns(Controller):
     ) -> Response[Any]:
         """Creates the session on first use. SSE unless only JSON is accepted."""
         check_session_id(session_id)
-        if "idempotency-key" in request.headers:
-            raise Problem(
-                400, "Idempotency-Key is not supported yet: send it without", code="not_supported"
-            )
+        key = idempotency_key(request.headers.getall(_KEY, []), data)
         streamed = wants_stream(data.stream, request.headers.get("accept"))
         limit = services.settings.limits.message
         check_text("message", data.message, max_bytes=limit)
@@ -113,13 +133,31 @@ class Turns(Controller):
         hashed = session_key(user.key, session_id).partition(".")[2][:12]
         request.scope["state"]["who"]["session"] = hashed
         structlog.contextvars.bind_contextvars(user=user.key[:12], session=hashed)
-        producer = await begin_turn(
-            services, user, session_id, data, started=request.scope["state"].get("started")
-        )
-        if streamed:
-            return EventStream(producer.read())
-        if not await _ended_before_leaving(producer, request):
-            return Response(b"", status_code=CLIENT_LEFT)
+        slot = services.streams.take(user.key)
+        try:
+            producer = await begin_turn(
+                services,
+                user,
+                session_id,
+                data,
+                key=key,
+                slot=slot,
+                started=request.scope["state"].get("started"),
+            )
+            if streamed:
+                slot.hold()  # for the response
+                return EventStream(producer.read(), slot)
+            if not await _ended_before_leaving(producer, request):
+                return Response(b"", status_code=CLIENT_LEFT)
+        except Answered as answered:
+            turn = answered.turn
+            if streamed:
+                slot.hold()
+                return EventStream(replay(services, user, turn, BEGINNING), slot, _REPLAYED)
+            _raise_error(turn.error, turn.id)
+            return Response(turn_out(turn), headers=_REPLAYED)
+        finally:
+            slot.release()
         return Response(json_turn(producer, session_id, data, services.strata.counter.count))
 
     @get("/turns/{turn_id:str}", summary="One turn, with its receipt")
@@ -130,6 +168,67 @@ class Turns(Controller):
         services: NamedDependency[Services],
     ) -> TurnOut:
         return turn_out(await services.strata.library.turn(user, turn_id))
+
+    @get(
+        "/turns/{turn_id:str}/events",
+        responses={200: EVENTS},
+        summary="The events of a turn again, from Last-Event-ID on",
+    )
+    async def events(
+        self,
+        request: StrictRequest,
+        turn_id: FromPath[str],
+        user: NamedDependency[User],
+        services: NamedDependency[Services],
+    ) -> EventStream:
+        """Live while the turn runs, whichever worker runs it; else from the store. The model is
+        not called again."""
+        if not wants_stream(None, request.headers.get("accept")):
+            raise Problem(406, "Accept must name text/event-stream")
+        turn = await services.strata.library.settled_turn(user, turn_id)
+        place = place_of(request.headers.get("last-event-id"), turn.id)
+        producer = services.producers.of(turn)
+        here = producer is not None and place.attempt in (None, turn.attempt)
+        slot = services.streams.take(user.key)
+        if producer is not None and here:
+            return EventStream(producer.read(place), slot)
+        return EventStream(replay(services, user, turn, place), slot)
+
+    @post(
+        "/turns/{turn_id:str}/cancel",
+        status_code=202,
+        summary="End a running turn; what was streamed is kept",
+    )
+    async def cancel(
+        self,
+        turn_id: FromPath[str],
+        user: NamedDependency[User],
+        services: NamedDependency[Services],
+    ) -> CancelOut:
+        """Harmless for a turn that has ended. A turn that runs elsewhere ends within a second."""
+        turn = await services.strata.library.settled_turn(user, turn_id)
+        if producer := services.producers.of(turn):
+            producer.stop("cancelled")
+        elif turn.status == "running":
+            await services.strata.store.signal(turn, cancel=True, watched=None)
+        return CancelOut(turn.id, turn.status)
+
+
+def idempotency_key(given: list[str], body: TurnBody) -> str | None:
+    """The key of a request. Raises Problem 400."""
+    if not given:
+        return None
+    if len(given) > 1 or not _KEY_TEXT.match(given[0]):
+        raise InvalidInput("Idempotency-Key", "once, 1 to 255 visible ASCII characters")
+    if body.memory is not True:
+        raise InvalidInput("Idempotency-Key", "needs `memory: true`: nothing else is stored")
+    return given[0]
+
+
+def body_hash(session_id: str, body: TurnBody) -> str:
+    """What a request with the same key must have in common: all but the form of the answer."""
+    same = msgspec.structs.replace(body, stream=None)
+    return hashlib.sha256(msgspec.json.encode([session_id, same], order="sorted")).hexdigest()
 
 
 def wants_stream(asked: bool | None, accept: str | None) -> bool:
@@ -169,6 +268,8 @@ async def begin_turn(
     session_id: str,
     body: TurnBody,
     *,
+    key: str | None = None,
+    slot: Slot | None = None,
     started: float | None = None,
 ) -> Producer:
     """Accept a turn (or build a stateless context) and start to produce its answer.
@@ -184,12 +285,14 @@ async def begin_turn(
         recall=body.recall,
         system=system,
         metadata=body.metadata,
+        idempotency_key=key,
+        body_hash=body_hash(session_id, body) if key is not None else "",
     )
     model = await asyncio.shield(services.chat)
     accepted = context = None
     if body.memory is True:
         accepted = await memory.accept(ask)
-        run = f"{accepted.turn.id}.{accepted.turn.attempt}"
+        run = run_of(accepted.turn)
     else:
         context = await memory.preview(ask) if body.memory == "read" else memory.plain(ask)
         run = f"{uuid.uuid4().hex}.1"
@@ -203,6 +306,7 @@ async def begin_turn(
         run_id=run,
         accepted=accepted,
         context=context,
+        slot=slot,
         started=started,
     )
     services.producers.start(producer)
@@ -213,16 +317,8 @@ def json_turn(
     producer: Producer, session_id: str, body: TurnBody, count: Callable[[str], int]
 ) -> TurnOut:
     """The ended turn. Raises Problem with the status of what went wrong."""
-    error = producer.error
-    if error is not None:
-        raise Problem(
-            _ERROR_STATUS.get(error.code, 502),
-            error.message,
-            code=error.code,
-            retry_after_seconds=error.retry_after_s,
-            turn_id=producer.turn_id,
-            retryable=error.retryable,
-        )
+    accepted = producer.accepted_turn
+    _raise_error(producer.error, accepted.id if accepted else None)
     if producer.turn is not None:
         return turn_out(producer.turn)
     if body.memory is True:
@@ -248,3 +344,15 @@ def json_turn(
         metadata=body.metadata,
         model=producer.model_name,
     )
+
+
+def _raise_error(error: TurnError | None, turn_id: str | None) -> None:
+    if error is not None:
+        raise Problem(
+            _ERROR_STATUS.get(error.code, 502),
+            error.message,
+            code=error.code,
+            retry_after_seconds=error.retry_after_s,
+            turn_id=turn_id,
+            retryable=error.retryable,
+        )
