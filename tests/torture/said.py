@@ -17,6 +17,7 @@ from system.streams import Event
 
 from evals.fake_openai import ECHOED_CHARACTERS
 
+JUST_SECONDS = 0.1
 MARKER = re.compile(r"(zq[0-9a-f]{8})-(s\d+)-(t\d+)-(\d{5})")
 Outcome = Literal["done", "superseded", "failed", "unknown"]
 Phase = Literal["before accepted", "after accepted", "mid-stream", "after done"]
@@ -40,6 +41,7 @@ class Attempt:
     seq: int | None = None
     text: str = ""
     ended: str | None = None
+    ended_at: float = 0.0
     message_id: str | None = None
     finish_reason: str | None = None
     used_tokens: int = 0
@@ -57,7 +59,7 @@ class Attempt:
         elif event.name == "token":
             self.text += data["text"]
         else:
-            self.ended = event.name
+            self.ended, self.ended_at = event.name, event.at
             self.message_id, self.finish_reason = data.get("message_id"), data.get("finish_reason")
             self.code, self.retryable = data.get("code"), data.get("retryable", False)
 
@@ -118,5 +120,10 @@ def echo(text: str) -> str:
     return f"You said: {text[-ECHOED_CHARACTERS:]}"
 
 
-def phases(said: Iterable[Said]) -> Counter[Phase]:
-    return Counter(one.phase for one in said)
+def phases(said: Iterable[Said], *, now: float) -> Counter[Phase]:
+    """What a fault at this moment meets: turns under way, and those that were just done."""
+    counted: Counter[Phase] = Counter(one.phase for one in said if one.outcome is None)
+    counted["after done"] += sum(
+        now - one.done.ended_at < JUST_SECONDS for one in said if one.done is not None
+    )
+    return counted

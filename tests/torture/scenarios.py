@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -112,7 +113,7 @@ async def _under_faults(
                 before = answered(people)
                 await until(lambda before=before: answered(people) > before, AFTER_A_FAULT)
                 await asyncio.sleep(rng.uniform(0, 0.4))
-                met += phases(latest(people))
+                met += phases(people.said, now=time.monotonic())
                 await inflict()
         model.mode()
         return _Met(met, await people.verdict())
@@ -120,11 +121,6 @@ async def _under_faults(
 
 def answered(people: Clients) -> int:
     return sum(one.done is not None for one in people.said)
-
-
-def latest(people: Clients) -> list[Any]:
-    """The newest message of each tab."""
-    return list({(one.user, one.session, one.tab): one for one in people.said}.values())
 
 
 async def awakened(
