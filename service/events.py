@@ -43,6 +43,15 @@ def accepted_event(turn: Turn) -> bytes:
     return encode_event("accepted", f"{run_of(turn)}:a", told)
 
 
+def token_event(run: str, end: int, text: str) -> bytes:
+    """The text up to code point `end`. Written for every token, so by hand."""
+    return b'event: token\nid: %b:t%d\ndata: {"text":%b}\n\n' % (
+        run.encode(),
+        end,
+        msgspec.json.encode(text),
+    )
+
+
 class Place(NamedTuple):
     """What a reader of an attempt has: how many of the events before the text, how many code
     points of it, and whether the end."""

@@ -25,6 +25,7 @@ from service.events import (
     accepted_event,
     encode_event,
     run_of,
+    token_event,
 )
 from service.lifespan import Services
 
@@ -99,7 +100,7 @@ def _news(turn: Turn, heads: int, at: int) -> tuple[bytes, int, int]:
         heads = 2
     text = turn.assistant.content if turn.assistant else ""
     if heads == 2 and len(text) > at:
-        parts.append(encode_event("token", f"{run}:t{len(text)}", {"text": text[at:]}))
+        parts.append(token_event(run, len(text), text[at:]))
         at = len(text)
     return b"".join(parts), heads, at
 

@@ -31,6 +31,7 @@ from service.events import (
     Place,
     accepted_event,
     encode_event,
+    token_event,
 )
 from service.limits import Slot
 from service.model import ModelFailed, stream_answer
@@ -300,15 +301,19 @@ class Producer:
     async def read(self, place: Place = BEGINNING) -> AsyncIterator[bytes]:
         """All events after `place`, live, with pings in between; ends after the last one."""
         self._arrive()
+        heads, at = place.heads, place.characters
+        piece = bisect_right(self._ends, at)
         try:
-            heads, at = place.heads, place.characters
             while True:
-                last = self._last if self.finished else None
-                news = [*self._heads[heads:], *self._tokens(at)]
-                heads, at = max(heads, len(self._heads)), max(at, self._length)
-                if self.finished:
-                    if last is not None and not place.ended:
-                        news.append(last)
+                finished = self.finished
+                news = self._heads[heads:] if heads < len(self._heads) else []
+                heads += len(news)
+                if piece < len(self._pieces):
+                    news += self._tokens(piece, at)
+                    piece, at = len(self._pieces), self._ends[-1]
+                if finished:
+                    if self._last is not None and not place.ended:
+                        news.append(self._last)
                     yield b"".join(news)
                     return
                 if news:
@@ -323,18 +328,14 @@ class Producer:
         finally:
             self._leave()
 
-    def _tokens(self, at: int) -> list[bytes]:
-        """The events of the text from code point `at` on."""
-        first = bisect_right(self._ends, at)
+    def _tokens(self, first: int, at: int) -> list[bytes]:
+        """The events of the text from code point `at` on, which is in piece `first` or ends it."""
         pieces, ends = self._pieces[first:], self._ends[first:]
-        if not pieces:
-            return []
         pieces[0] = pieces[0][len(pieces[0]) - (ends[0] - at) :]
         if len(pieces) > BEHIND:
             pieces, ends = ["".join(pieces)], ends[-1:]
         return [
-            encode_event("token", f"{self.run_id}:t{end}", {"text": piece})
-            for piece, end in zip(pieces, ends, strict=True)
+            token_event(self.run_id, end, piece) for piece, end in zip(pieces, ends, strict=True)
         ]
 
     async def wait(self) -> None:
