@@ -23,12 +23,13 @@ from servers.proxy import Proxy
 from system.process import ROOT, Model, Qdrant, environment, modelling
 
 from torture.away import index_away
-from torture.cluster import on_mongo, on_sqlite
+from torture.cluster import Cluster, on_mongo, on_sqlite
 from torture.cuts import cut
 from torture.report import table, totals
-from torture.scenarios import Row, at_once, awakened, killed, store_killed
+from torture.scenarios import Row, at_once, awakened, killed, store_killed, together
 
 PROCESSES = 4
+AT_ONCE_ROUNDS = 5
 Scenario = Coroutine[Any, Any, Row]
 MACHINE_TEST = ROOT / "tests" / "system" / "test_machine.py"
 
@@ -48,11 +49,25 @@ class Torture:
         return not self._chosen or name in self._chosen
 
     def run(self, name: str, scenario: Callable[[], Scenario]) -> None:
+        self._run(name, lambda: asyncio.run(scenario()))
+
+    def run_parts(
+        self, name: str, clusters: Sequence[Any], scenario: Callable[[Cluster], Scenario]
+    ) -> None:
+        """One row of the same on several clusters, one after the other."""
+
+        def part(cluster: Any) -> Row:
+            with cluster() as made:
+                return asyncio.run(scenario(made))
+
+        self._run(name, lambda: together([part(cluster) for cluster in clusters]))
+
+    def _run(self, name: str, run: Callable[[], Row]) -> None:
         if not self.wants(name):
             return
         began = time.monotonic()
         try:
-            row = asyncio.run(scenario())
+            row = run()
         except Exception as error:  # the other scenarios still tell something
             tell(f"{name}: {type(error).__name__}: {error}")
             self.crashed = True
@@ -104,8 +119,13 @@ class Torture:
             self.run(
                 "index-away", lambda: index_away(two, model, rng, proxy=proxy, seconds=60, **FEW)
             )
+        self.run_parts(
+            "at-once",
+            # New stores each: a server that knows no second index reads all there is.
+            [lambda: cluster(PROCESSES, session={"lease": "10s"})] * AT_ONCE_ROUNDS,
+            lambda four: at_once(four, model, rng, turns=21, users=8),
+        )
         with cluster(PROCESSES) as four:
-            self.run("at-once", lambda: at_once(four, model, rng, turns=20, users=42))
             self.run("four-kills", lambda: killed(four, model, rng, kills=64, **FEW))
             if mongo.kill_and_restart is None:
                 why = f"{mongo.name} keeps nothing that a kill would leave"

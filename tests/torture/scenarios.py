@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torture.verdict import Verdict, lacking
 
 TOKEN_SECONDS = 0.02  # the model's; an answer has a dozen
 AFTER_A_FAULT = 60.0
+NOTHING = "none: all at once"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,16 @@ async def at_once(
         verdict = await people.verdict()
         verdict.disordered += lacking(people.prompts, await people.histories())
     promise = "R3" if len(cluster.workers) == 1 else "R4"
-    return Row(promise, cluster.store, 1, "none: all at once", verdict)
+    return Row(promise, cluster.store, 1, NOTHING, verdict)
+
+
+def together(rows: Sequence[Row]) -> Row:
+    """Rounds of one scenario as one row."""
+    verdict = Verdict()
+    for row in rows:
+        verdict.add(row.verdict)
+    first = rows[0]
+    return Row(first.promise, first.store, sum(row.rounds for row in rows), first.faults, verdict)
 
 
 async def killed(
