@@ -418,6 +418,7 @@ def world(folder: Path, model: Model, qdrant: Qdrant, store: dict[str, Any]) -> 
             "embedding": BY_WORDS,
             "model": {"max_retries": 0, "summary_name": "summary"},
             "projector": {"interval": "50ms", "sweep_interval": "300ms"},
+            "ttl": {"memory": "session"},
             "session": {"detach": "100ms", "lease": "500ms", "partial_flush": "50ms"},
         }
         with serving(folder, fake=model, **groups) as service:

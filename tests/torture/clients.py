@@ -107,13 +107,13 @@ class Clients:
             else:
                 await asyncio.sleep(pause)
         if self._retries and said.done and self._rng.random() < self.again_share:
-            await self._ask_again(said)
+            await self._ask_again(said, address or self.address)
         return said
 
-    async def _ask_again(self, said: Said) -> None:
+    async def _ask_again(self, said: Said, address: Address) -> None:
         """As a client does whose answer was lost on its way. A fault may meet this too."""
         again = Attempt()
-        await self._attempt(said, again, self.address())
+        await self._attempt(said, again, address())
         if again.ended is not None:
             said.again = again
 

@@ -66,10 +66,12 @@ class Cluster:
 
     def stop(self, victim: int) -> None:
         """It stands still, and its connections stay open."""
+        self._up.discard(victim)
         self.workers[victim].child.signal(signal.SIGSTOP)
 
     def go_on(self, victim: int) -> None:
         self.workers[victim].child.signal(signal.SIGCONT)
+        self._up.add(victim)
 
 
 def merged(*settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
