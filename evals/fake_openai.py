@@ -2,8 +2,9 @@
 
 `python -m evals.fake_openai --port 0` prints `{"port": N}`. It answers `/v1/chat/completions`
 (stream or not), `/v1/embeddings` and `/v1/models`; `GET /requests` is its log, `DELETE /requests`
-empties it, and `POST /mode {"mode", "route"?, "text"?, "chunks"?, "delay"?, "times"?}` makes it
-answer otherwise, or fail, for the next `times` requests of one route (default: all of "chat").
+tells and empties it, and `POST /mode {"mode", "route"?, "text"?, "chunks"?, "delay"?, "times"?}`
+makes it answer otherwise, or fail, for the next `times` requests of one route (default: all of
+"chat").
 
 Modes: `ok`, `slow` (`delay` seconds before each chunk), `429` (`delay` becomes Retry-After), any
 other status such as `400` or `500`, `hang` (no answer), `hang_after`, `reset` and `cut` (silence, a
@@ -87,11 +88,12 @@ class FakeOpenAI:
             self.requests.append(request)
             await self._answer(_ROUTES[path], request, receive, send)
             return
+        told = [vars(request) for request in self.requests]
         if scope["method"] == "DELETE":
             self.requests.clear()
         elif path == "/mode":
             self._modes.update({given.pop("route", "chat"): Mode(**given)})
-        await _send(send, [vars(request) for request in self.requests])
+        await _send(send, told)
 
     async def _answer(self, route: str, request: Request, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(_Answer(request, self._next_mode(route), send).run(route))

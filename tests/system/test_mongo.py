@@ -438,6 +438,7 @@ async def test_every_hot_query_is_served_by_an_index(full_mongo: Mongo, mongo_ur
 async def test_no_acknowledged_turn_is_lost_when_the_server_is_killed(
     mongo: Mongo, mongo_url: str, rng: random.Random
 ) -> None:
+    """R2: `kill -9` of the store under load."""
     kill_and_restart = mongo.kill_and_restart
     if kill_and_restart is None:
         pytest.skip(f"{mongo.name} cannot be killed here: set STRATA_TEST_MONGO_RESTART")
