@@ -8,6 +8,7 @@ write nothing more.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,7 +22,11 @@ from memory.stores.base import Loaded, TurnStore
 
 # A lease is over only some time after its end: clocks of two machines differ.
 CLOCK_SKEW = timedelta(seconds=2)
+# Who waits for another process asks the store now and then, ever less often: one of each process
+# does, and their steps differ, so that they do not all ask, and insert, at the same moment.
 POLL_SECONDS = 0.05
+LONGEST_POLL_SECONDS = 0.25
+POLL_GROWTH = 1.5
 KNOWN_ABANDONED = 1_000
 # Turns that a retry with the same idempotency key may run again.
 RUN_AGAIN = ("failed", "interrupted")
@@ -54,7 +59,7 @@ class Opening:
         Raises SessionBusy when a turn still runs at `wait_until` (by the monotonic clock).
         """
         key = session_key(user.key, session_id)
-        waited = False
+        waited, pause = False, POLL_SECONDS
         while True:
             loaded = await self._store.load(key)
             # One that is not the newest may be there too: it is run again by who will find that
@@ -68,10 +73,12 @@ class Opening:
                 continue
             if not running:
                 break
-            if time.monotonic() >= wait_until:
+            left = wait_until - time.monotonic()
+            if left <= 0:
                 raise SessionBusy(1.0)
             waited = True
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+            pause = min(pause * POLL_GROWTH, LONGEST_POLL_SECONDS)
         session = self._as_it_counts(user, session_id, loaded)
         if loaded.session is not None and session is not loaded.session:
             await self._store.change_session(

@@ -26,6 +26,7 @@ ROUTES = {
     "/v1/memories": {"get"},
     "/health/live": {"get"},
     "/health/ready": {"get"},
+    "/metrics": {"get"},
 }
 METHODS = {"get", "post", "put", "patch", "delete"}
 

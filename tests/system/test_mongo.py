@@ -232,8 +232,8 @@ async def test_an_update_that_the_driver_repeats_counts_as_done(
     assert not await repeated.put_session(session)
     repeating.repeat("update")
     rolled = {"summary": Summary(text="rolled", version=1)}
-    assert await repeated.change_session(KEY, rolled, summary_version=0)
-    assert not await repeated.change_session(KEY, rolled, summary_version=0)
+    assert await repeated.change_session(KEY, rolled, unchanged=session)
+    assert not await repeated.change_session(KEY, rolled, unchanged=session)
     repeating.repeat("update")
     later = NOON + timedelta(minutes=1)
     assert await repeated.claim(KEY, worker="a", until=later, now=NOON)
@@ -438,6 +438,7 @@ async def test_every_hot_query_is_served_by_an_index(full_mongo: Mongo, mongo_ur
 async def test_no_acknowledged_turn_is_lost_when_the_server_is_killed(
     mongo: Mongo, mongo_url: str, rng: random.Random
 ) -> None:
+    """R2: `kill -9` of the store under load."""
     kill_and_restart = mongo.kill_and_restart
     if kill_and_restart is None:
         pytest.skip(f"{mongo.name} cannot be killed here: set STRATA_TEST_MONGO_RESTART")
