@@ -8,11 +8,12 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint format bench evals clean
+.PHONY: help serve test torture check lint format bench evals clean
 
 help:
 	@echo 'make serve    start the service on http://127.0.0.1:8000'
 	@echo 'make test     run every test'
+	@echo 'make torture  kill, stop and cut off real processes for half an hour'
 	@echo 'make check    format, lint, types, tests'
 	@echo 'make bench    measure latency, memory and start-up'
 	@echo 'make evals    measure recall and cost on the committed data'
@@ -35,6 +36,10 @@ serve: $(VENV)/.run
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest
+
+# SEED=N repeats a run.
+torture: $(VENV)/.dev
+	@PYTHONPATH=tests $(BIN)/python -m torture $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff format --check .

@@ -2,14 +2,16 @@
 
 `python -m evals.fake_openai --port 0` prints `{"port": N}`. It answers `/v1/chat/completions`
 (stream or not), `/v1/embeddings` and `/v1/models`; `GET /requests` is its log, `DELETE /requests`
-empties it, and `POST /mode {"mode", "route"?, "text"?, "chunks"?, "delay"?, "times"?}` makes it
-answer otherwise, or fail, for the next `times` requests of one route (default: all of "chat").
+tells and empties it, and `POST /mode {"mode", "route"?, "text"?, "chunks"?, "delay"?, "times"?}`
+makes it answer otherwise, or fail, for the next `times` requests of one route (default: all of
+"chat").
 
 Modes: `ok`, `slow` (`delay` seconds before each chunk), `429` (`delay` becomes Retry-After), any
 other status such as `400` or `500`, `hang` (no answer), `hang_after`, `reset` and `cut` (silence, a
 TCP reset, a clean end after `chunks` pieces), `bad_json`, `no_done` (all but `[DONE]`), `empty`,
-`digest` (the answer is `digest(messages)` in four pieces, `delay` seconds before each).
-Else an answer is `text`, or an echo of the question's end; a refusal is a `text` like any other.
+`digest` (the answer is `digest(messages)` in four pieces, `delay` seconds before each), `marker`
+(400 for what is to be embedded if `text` is in it). Else an answer is `text`, or an echo of the
+question's end; a refusal is a `text` like any other.
 """
 
 from __future__ import annotations
@@ -86,11 +88,12 @@ class FakeOpenAI:
             self.requests.append(request)
             await self._answer(_ROUTES[path], request, receive, send)
             return
+        told = [vars(request) for request in self.requests]
         if scope["method"] == "DELETE":
             self.requests.clear()
         elif path == "/mode":
             self._modes.update({given.pop("route", "chat"): Mode(**given)})
-        await _send(send, [vars(request) for request in self.requests])
+        await _send(send, told)
 
     async def _answer(self, route: str, request: Request, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(_Answer(request, self._next_mode(route), send).run(route))
@@ -121,6 +124,8 @@ class _Answer:
             await asyncio.Event().wait()
         if mode == "reset" and not self._mode.chunks:
             self._reset()
+        elif mode == "marker" and self._mode.text and self._mode.text in str(request.options):
+            await _send(self._send, {"error": {"message": "fault", "code": mode}}, status=400)
         elif mode.isdigit():
             # As some providers do: the error repeats what was sent.
             error = {"error": {"message": f"fault: {request.question()}", "code": mode}}
