@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -118,6 +120,8 @@ class Conversation(RuleBasedStateMachine):
         )["index"]["points"]
 
     def teardown(self) -> None:
+        if sys.exc_info()[0] is not None:  # a repetition may end otherwise, and hide it
+            traceback.print_exc(file=sys.stdout)
         self.world.model.forget()
         self.world.to_index.mode("pass")
         self.http.close()
