@@ -220,13 +220,15 @@ def user_texts() -> list[str]:
 
 async def take_turn(
     http: httpx.AsyncClient, texts: list[str], session: str, n: int, request_id: str
-) -> None:
+) -> dict[str, Any]:
+    """The turn as the service answers it."""
     response = await http.post(
         f"/v1/sessions/{session}/turns",
         json={"message": f"{texts[n % len(texts)]} ({n})", "stream": False},
         headers={"X-Request-Id": request_id},
     )
-    response.raise_for_status()
+    turn: dict[str, Any] = response.raise_for_status().json()
+    return turn
 
 
 async def quiet(http: httpx.AsyncClient) -> None:

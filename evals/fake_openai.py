@@ -8,8 +8,10 @@ makes it answer otherwise, or fail, for the next `times` requests of one route (
 
 Modes: `ok`, `slow` (`delay` seconds before each chunk), `429` (`delay` becomes Retry-After), any
 other status such as `400` or `500`, `hang` (no answer), `hang_after`, `reset` and `cut` (silence, a
-TCP reset, a clean end after `chunks` pieces), `bad_json`, `no_done` (all but `[DONE]`), `empty`.
-An answer is `text`, else an echo of the question's end; a refusal is a `text` like any other.
+TCP reset, a clean end after `chunks` pieces), `bad_json`, `no_done` (all but `[DONE]`), `empty`,
+`digest` (the answer is `digest(messages)` in four pieces, `delay` seconds before each), `marker`
+(400 for what is to be embedded if `text` is in it). Else an answer is `text`, or an echo of the
+question's end; a refusal is a `text` like any other.
 """
 
 from __future__ import annotations
@@ -122,6 +124,8 @@ class _Answer:
             await asyncio.Event().wait()
         if mode == "reset" and not self._mode.chunks:
             self._reset()
+        elif mode == "marker" and self._mode.text and self._mode.text in str(request.options):
+            await _send(self._send, {"error": {"message": "fault", "code": mode}}, status=400)
         elif mode.isdigit():
             # As some providers do: the error repeats what was sent.
             error = {"error": {"message": f"fault: {request.question()}", "code": mode}}
@@ -138,6 +142,8 @@ class _Answer:
     def _pieces(self) -> list[str]:
         if self._mode.mode == "empty":
             return []
+        if self._mode.mode == "digest":
+            return re.findall(".{16}", digest(self._request.messages))
         echo = f"You said: {self._request.question()[-ECHOED_CHARACTERS:]}"
         return re.findall(r"\s*\S+|\s+$", echo if self._mode.text is None else self._mode.text)
 
@@ -206,6 +212,12 @@ class _Answer:
                 vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
             data.append({"object": "embedding", "index": index, "embedding": vector})
         return {"object": "list", "data": data, "model": "fake", "usage": {"prompt_tokens": 0}}
+
+
+def digest(messages: list[dict[str, Any]]) -> str:
+    """The sha256 of a prompt, in hex: who knows it has seen every message."""
+    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def embed(text: str, size: int = DIMENSIONS) -> list[float]:

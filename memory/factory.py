@@ -41,6 +41,7 @@ class Strata:
     index: VectorIndex | None
     model: DenseModel
     counter: TokenCounter
+    recall: Recall
     sessions: Sessions
     projection: Projection
     folding: Folding
@@ -149,6 +150,7 @@ def put_together(
         index=index,
         model=model,
         counter=counter,
+        recall=recall,
         sessions=sessions,
         projection=projection,
         folding=folding,

@@ -1,28 +1,35 @@
 """Rolls summaries forward, off the request path, one session after the other.
 
-A fold reads the turns after the summary, writes a segment, and replaces the rolled text by
-compare-and-swap on its version together with `covers_through`. What it loses to a crash or to
-another worker is folded again.
+A fold reads the turns after the summary and replaces the rolled text by compare-and-swap on its
+version, together with `covers_through` and with its segment, which becomes a document of its own
+afterwards: so only what was committed is ever filed, and whoever comes next files what a crash
+left. What a fold loses to a crash or to another worker is folded again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 
 import msgspec
 import structlog
 
+from memory.breaker import Breaker
 from memory.config import MemoryConfig
 from memory.context import SUMMARY_FENCE_TOKENS
-from memory.errors import StrataError
+from memory.errors import SessionBusy, StrataError
 from memory.gates import SessionLocks
-from memory.models import Segment, Session, Summary, Turn, now
+from memory.lifetimes import expiry_of
+from memory.models import NEVER, Message, Segment, Session, Summary, Turn, now
 from memory.stores.base import PAGE, TurnStore
 from memory.summary import (
     FOLD_AT,
     Summarizer,
+    Suspending,
     extract,
     parse,
     passes,
@@ -42,6 +49,12 @@ MAX_ROUNDS = 1000
 KNOWN_SESSIONS = 10_000
 # A text is not rolled anew for each segment that expires, but once a day at most.
 REFOLD_AHEAD = timedelta(days=1)
+# A session is claimed for so many leases: its projection takes longer than a flush of an answer.
+CLAIM_LEASES = 3
+# So often in a row the model fails before the next summaries are extracts at once.
+BREAK_AFTER = 3
+PROBE_SECONDS = 30.0
+POLL_SECONDS = 0.05
 
 
 class Folding:
@@ -58,7 +71,9 @@ class Folding:
         self._counter = counter
         self._config = config
         self._locks = locks
-        self._summarizer = summarizer
+        self.breaker = Breaker(failures=BREAK_AFTER, probe_seconds=PROBE_SECONDS)
+        self._summarizer = summarizer and Suspending(summarizer, self.breaker)
+        self._worker = secrets.token_hex(8)
         self._due: dict[str, None] = {}
         self._room_left: dict[str, float] = {}
         self._news = asyncio.Event()
@@ -101,6 +116,9 @@ class Folding:
             session = await self._store.session(key)
             if session is None or session.erasing:
                 return
+            if session.summary.unfiled is not None:
+                await self._file(session)
+                continue
             if session.summary.text and session.summary.expires_at <= now():
                 await self.refold(session)
                 continue
@@ -165,20 +183,27 @@ class Folding:
             tokens=self._counter.count(text),
             degraded=degraded,
             expires_at=min(expires, old.expires_at) if old.text else expires,
+            unfiled=self._segment(session, turns, messages),
         )
+        await self._commit(session, summary)
+
+    def _segment(
+        self, session: Session, turns: Sequence[Turn], messages: Sequence[Message]
+    ) -> Segment:
         kept, _ = extract(statements(messages), budget_tokens=self._room(), counter=self._counter)
-        segment = Segment(
+        return Segment(
             session_key=session.key,
             first_seq=turns[0].seq,
             last_seq=turns[-1].last_seq,
             text=kept,
-            expires_at=expires,
+            expires_at=min(turn.expires_at for turn in turns),
+            begun=session.created_at,
         )
-        await self._commit(session, summary, segment)
 
     async def refold(self, session: Session) -> None:
         """Roll the text anew from the segments that live, because a part of it has expired."""
-        segments = await self._store.segments(session.key, now=self._refold_horizon())
+        last = session.summary.unfiled
+        segments = await self._living_segments(session)
         known = [statement for segment in segments for statement in parse(segment.text)]
         rolled = await roll(
             "",
@@ -195,11 +220,25 @@ class Folding:
             retired=rolled.retired,
             tokens=self._counter.count(rolled.text),
             degraded=rolled.degraded,
-            **({"expires_at": min(s.expires_at for s in segments)} if segments else {}),
+            expires_at=min((s.expires_at for s in segments), default=NEVER),
+            unfiled=last if last is not None and last.expires_at > now() else None,
         )
-        if not segments:
-            summary = msgspec.structs.replace(summary, expires_at=Summary().expires_at)
-        await self._commit(session, summary, None)
+        await self._commit(session, summary)
+
+    async def _living_segments(self, session: Session) -> list[Segment]:
+        """Those of this life of the session, up to what the summary covers."""
+        horizon = self._refold_horizon()
+        last = session.summary.unfiled
+        filed = await self._store.segments(session.key, now=horizon)
+        found = [s for s in filed if last is None or s.first_seq < last.first_seq]
+        if last is not None and last.expires_at > horizon:
+            found.append(last)
+        return [
+            segment
+            for segment in found
+            if segment.begun in (None, session.created_at)
+            and segment.last_seq <= session.summary.covers_through
+        ]
 
     def _room(self) -> int:
         """Tokens of a rolled text, so that it fits its layer with the fence around it."""
@@ -211,28 +250,58 @@ class Folding:
         long_lived = isinstance(ttl, float) and ttl > 10 * REFOLD_AHEAD.total_seconds()
         return now() + (REFOLD_AHEAD if long_lived else timedelta())
 
-    async def _commit(self, session: Session, summary: Summary, segment: Segment | None) -> None:
-        async with self._locks.of(session.key):
-            current = await self._store.session(session.key)
-            if current is None or current.erasing:
-                return
-            if current.created_at != session.created_at:  # erased, and begun by the same name
-                return
-            if current.summary.version != session.summary.version:
-                return
+    async def _commit(self, session: Session, summary: Summary) -> None:
+        async with self._alone(session.key):
             if summary.expires_at <= now():  # a part of it expired while it was written
                 return
-            if segment is not None:
-                await self._store.put_segment(segment)
-            await self._store.change_session(
-                session.key, {"summary": summary}, summary_version=session.summary.version
+            if not await self._store.change_session(
+                session.key, {"summary": summary}, unchanged=session
+            ):
+                return  # another was first, or it was erased
+            log.info(
+                "summary.rolled",
+                session=session.key,
+                version=summary.version,
+                covers_through=summary.covers_through,
+                tokens=summary.tokens,
+                retired=summary.retired,
+                degraded=summary.degraded,
             )
-        log.info(
-            "summary.rolled",
-            session=session.key,
-            version=summary.version,
-            covers_through=summary.covers_through,
-            tokens=summary.tokens,
-            retired=summary.retired,
-            degraded=summary.degraded,
-        )
+            await self._put(msgspec.structs.replace(session, summary=summary))
+
+    async def _file(self, session: Session) -> None:
+        """What a crash left: the segment of a summary that was committed."""
+        async with self._alone(session.key):
+            current = await self._store.session(session.key)
+            if current is not None and not current.erasing:
+                await self._put(current)
+
+    async def _put(self, session: Session) -> None:
+        """Give the segment of the last fold its own document. An expired one gets none."""
+        segment = session.summary.unfiled
+        if segment is None:
+            return
+        if segment.expires_at > now():
+            await self._store.put_segment(segment)
+        filed = msgspec.structs.replace(session.summary, unfiled=None)
+        await self._store.change_session(session.key, {"summary": filed}, unchanged=session)
+
+    @asynccontextmanager
+    async def _alone(self, key: str) -> AsyncIterator[None]:
+        """No other worker projects or erases the session meanwhile. Raises SessionBusy when one
+        does for long."""
+        seconds = CLAIM_LEASES * self._config.session.lease
+        give_up = time.monotonic() + seconds
+        while True:
+            async with self._locks.of(key):
+                until = expiry_of(now(), seconds)
+                ours = await self._store.claim(key, worker=self._worker, until=until, now=now())
+                if ours or await self._store.session(key) is None:
+                    try:
+                        yield
+                    finally:
+                        await self._store.release(key, worker=self._worker)
+                    return
+            if time.monotonic() > give_up:
+                raise SessionBusy(1.0)
+            await asyncio.sleep(POLL_SECONDS)

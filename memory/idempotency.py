@@ -10,11 +10,12 @@ from datetime import timedelta
 
 import msgspec
 
+from memory.config import TtlConfig
 from memory.documents import begun_again, user_turn_key
 from memory.errors import Answered, KeyReused, TurnRunning, TurnSuperseded
-from memory.gates import SessionGates
 from memory.models import Turn, now
 from memory.opening import RUN_AGAIN, Opened, Opening
+from memory.rereading import of_living_sessions
 from memory.stores.base import TurnStore
 
 KEPT = timedelta(hours=24)
@@ -22,10 +23,10 @@ RETRY_SECONDS = 1.0
 
 
 class Idempotency:
-    def __init__(self, *, store: TurnStore, opening: Opening, gates: SessionGates) -> None:
+    def __init__(self, *, store: TurnStore, opening: Opening, ttl: TtlConfig) -> None:
         self._store = store
         self._opening = opening
-        self._gates = gates
+        self._ttl = ttl
 
     async def known(self, user: str, key: str, body_hash: str, *, gated: bool) -> Turn | None:
         """The turn that may have to run again, None for a new key; `gated`: the caller holds the
@@ -41,19 +42,19 @@ class Idempotency:
         if turn.body_hash != body_hash:
             raise KeyReused
         if turn.status == "running":
-            if self._is_run(turn, gated=gated):
+            # Whoever holds the gate may be the one who writes it.
+            if not gated or not self._opening.is_over(turn):
                 raise TurnRunning(turn.id, RETRY_SECONDS)
         elif turn.status not in RUN_AGAIN:
             whole = await self._store.turn(turn.id, now=moment)
-            if whole is not None:
-                raise Answered(whole)
+            living = await of_living_sessions(
+                [whole] if whole else [], store=self._store, moment=moment, ttl=self._ttl
+            )
+            if living:
+                raise Answered(living[0])
+            await self._store.forget_key(turn)  # nobody may read its answer any more
+            return None
         return turn
-
-    def _is_run(self, turn: Turn, *, gated: bool) -> bool:
-        """Whether somebody may still write it."""
-        if not gated and not self._gates.is_free(turn.session_key):
-            return True
-        return not self._opening.is_over(turn)
 
     async def run_again(self, turn: Turn, opened: Opened, *, lease_seconds: float) -> Turn | None:
         """The turn as it runs now, for who holds the gate of its session and has opened it; None
@@ -69,11 +70,11 @@ class Idempotency:
             if not await self._store.rerun(again, was=was):
                 return None
             # Who appends to the session looks at this turn after its insert, as this looks there.
-            newest = (await self._store.load(turn.session_key, limit=1)).turns[0]
+            there = (await self._store.load(turn.session_key, limit=1)).turns
+            if there and there[0].id != turn.id:
+                await self._store.save(msgspec.structs.replace(was, token=again.token))
+                raise TurnSuperseded(turn.id)
         except BaseException:
             self._opening.abandoned(again)  # a server may have stored it all the same
             raise
-        if newest.id != turn.id:
-            await self._store.save(msgspec.structs.replace(was, token=again.token))
-            raise TurnSuperseded(turn.id)
-        return again
+        return again if there else None  # None: it was erased meanwhile

@@ -76,12 +76,12 @@ class Library:
             raise NotFound("turn")
         return turn
 
-    async def settled_turn(self, user: User, turn_id: str) -> Turn:
-        """As `turn`; one whose writer is gone is interrupted by this. Raises StoreUnavailable."""
-        turn = await self.turn(user, turn_id)
+    async def settled_turn(self, user: User, turn: Turn) -> Turn:
+        """A turn that does not run in this process, as it is now: one whose writer is gone is
+        interrupted by this. Raises NotFound, StoreUnavailable."""
         if turn.status == "running" and lease_is_over(turn):
             await self._store.save(interrupted(turn))
-            turn = await self.turn(user, turn_id)
+            turn = await self.turn(user, turn.id)
         return turn
 
     async def _of_living_sessions(self, turns: Collection[Turn]) -> list[Turn]:

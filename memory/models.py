@@ -212,11 +212,24 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
         return (user,) if assistant is None else (user, assistant)
 
 
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """What one fold took out of messages `first_seq`…`last_seq`, for the life of its session that
+    began at `begun`."""
+
+    session_key: str
+    first_seq: int
+    last_seq: int
+    text: str
+    expires_at: datetime
+    begun: datetime | None = None
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The rolled text of everything up to and with message `covers_through`.
 
     `retired` counts the statements that no longer fit; recall still finds them. The text is
-    hidden from `expires_at` on, until it is rolled anew from the segments that live.
+    hidden from `expires_at` on, until it is rolled anew from the segments that live. `unfiled` is
+    the segment of the last fold as long as it is not stored as a document of its own.
     """
 
     text: str = ""
@@ -226,16 +239,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0
     degraded: bool = False
     expires_at: datetime = NEVER
-
-
-class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """What one fold took out of messages `first_seq`…`last_seq`."""
-
-    session_key: str
-    first_seq: int
-    last_seq: int
-    text: str
-    expires_at: datetime
+    unfiled: Segment | None = None
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):

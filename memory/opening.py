@@ -8,6 +8,7 @@ write nothing more.
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -21,7 +22,11 @@ from memory.stores.base import Loaded, TurnStore
 
 # A lease is over only some time after its end: clocks of two machines differ.
 CLOCK_SKEW = timedelta(seconds=2)
+# Who waits for another process asks the store now and then, ever less often: one of each process
+# does, and their steps differ, so that they do not all ask, and insert, at the same moment.
 POLL_SECONDS = 0.05
+LONGEST_POLL_SECONDS = 0.25
+POLL_GROWTH = 1.5
 KNOWN_ABANDONED = 1_000
 # Turns that a retry with the same idempotency key may run again.
 RUN_AGAIN = ("failed", "interrupted")
@@ -54,20 +59,26 @@ class Opening:
         Raises SessionBusy when a turn still runs at `wait_until` (by the monotonic clock).
         """
         key = session_key(user.key, session_id)
-        waited = False
+        waited, pause = False, POLL_SECONDS
         while True:
             loaded = await self._store.load(key)
-            newest = loaded.turns[0] if loaded.turns else None
-            if newest is None or newest.status != "running":
-                break
-            if self.is_over(newest):
-                await self._store.save(interrupted(newest))
-                self._abandoned.pop(newest.token, None)
+            # One that is not the newest may be there too: it is run again by who will find that
+            # the session has gone on, or by who is gone.
+            running = [turn for turn in loaded.turns if turn.status == "running"]
+            over = [turn for turn in running if self.is_over(turn)]
+            for turn in over:
+                await self._store.save(interrupted(turn))
+                self._abandoned.pop(turn.token, None)
+            if over:
                 continue
-            if time.monotonic() >= wait_until:
+            if not running:
+                break
+            left = wait_until - time.monotonic()
+            if left <= 0:
                 raise SessionBusy(1.0)
             waited = True
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+            pause = min(pause * POLL_GROWTH, LONGEST_POLL_SECONDS)
         session = self._as_it_counts(user, session_id, loaded)
         if loaded.session is not None and session is not loaded.session:
             await self._store.change_session(
@@ -76,24 +87,35 @@ class Opening:
             await self._store.drop_segments(key)
         return Opened(session, loaded, waited)
 
-    async def append(self, opened: Opened, turns: Sequence[Turn]) -> int:
-        """Insert in order; how many there are now. None at all when the turn before them is run
-        again by another worker at this moment: then it has to be waited for."""
+    async def append(self, opened: Opened, turns: Sequence[Turn]) -> tuple[int, Opened]:
+        """Insert in order; how many there are now, and what was before them. Another worker that
+        runs the last turn again at this moment has lost it by that."""
         try:
             inserted = await self._store.append(turns)
+            if inserted and not self._store.exclusive:
+                opened = await self._as_it_was_left(opened)
         except BaseException:
             for turn in turns:
                 if turn.status == "running":
                     self.abandoned(turn)  # a server may have stored it all the same
             raise
-        newest = opened.loaded.turns[0] if opened.loaded.turns else None
-        if inserted and newest is not None and newest.status in RUN_AGAIN:
-            # Who runs it again looks for a later turn after its own write, as this looks there.
-            before = await self._store.turn(newest.id, now=now())
-            if before is not None and before.status == "running":
-                await self._store.withdraw(turns[:inserted])
-                return 0
-        return inserted
+        return inserted, opened
+
+    async def _as_it_was_left(self, opened: Opened) -> Opened:
+        """What was opened, for who has appended to it: its last turn may have been run again
+        since. Who runs it again looks for a later turn after the write, as this looks for that."""
+        session, turns = opened.loaded
+        if not turns or turns[0].status not in RUN_AGAIN:
+            return opened
+        while True:
+            last = await self._store.turn(turns[0].id, now=now())
+            if last is None or last.token == turns[0].token:
+                return opened
+            if last.status == "running":
+                last = interrupted(last)
+                if not await self._store.save(last):
+                    continue  # it has ended just now
+            return opened._replace(loaded=Loaded(session, [last, *turns[1:]]))
 
     async def glance(self, user: User, session_id: str) -> Opened:
         """The same for who only reads: a running turn may be among its turns."""

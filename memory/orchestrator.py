@@ -114,7 +114,7 @@ class Memory:
             gates=gates,
             wake=wake,
         )
-        self._idempotency = Idempotency(store=store, opening=self._opening, gates=gates)
+        self._idempotency = Idempotency(store=store, opening=self._opening, ttl=config.ttl)
         self._recall = recall
         self._config = config
         self._gates = gates
@@ -182,7 +182,8 @@ class Memory:
                 idempotency_key=ask.idempotency_key,
                 body_hash=ask.body_hash or None,
             )
-            if await self._opening.append(opened, [turn]):
+            inserted, opened = await self._opening.append(opened, [turn])
+            if inserted:
                 return opened._replace(waited=waited), turn
             waited = True  # another process was first
         raise SessionBusy(1.0)

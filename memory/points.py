@@ -65,9 +65,12 @@ def make_points(
     new: Sequence[Passage],
     vectors: Sequence[list[float] | None],
     counter: TokenCounter,
+    *,
+    following: Sequence[Passage] = (),
 ) -> list[Point]:
-    """Points of the `new` passages, which follow the `earlier` ones in their session."""
-    line = [*earlier, *new]
+    """Points of the `new` passages, which stand between the `earlier` and the `following` ones
+    in their session."""
+    line = [*earlier, *new, *following]
     return [
         Point(p.id, _payload(p, counter), sparse_vector(line, position), vector, _document(p))
         for position, (p, vector) in enumerate(zip(new, vectors, strict=True), start=len(earlier))

@@ -8,48 +8,53 @@ watermark is committed only after the index was flushed.
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
 from memory.config import MemoryConfig
 from memory.embeddings import DenseModel
-from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailable, StrataError
-from memory.folding import Folding
+from memory.errors import StoreUnavailable, StrataError
+from memory.folding import CLAIM_LEASES, Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
+from memory.indexing import Indexing
 from memory.lifetimes import expiry_of
 from memory.models import Turn, now
-from memory.points import Passage, make_points, passages_of, sparse_vector
 from memory.sessions import Sessions
+from memory.steps import Progress, Steps
 from memory.stores.base import PAGE, TurnStore
 from memory.tokens import TokenCounter
-from memory.window import turn_tokens
 
 log = structlog.get_logger("strata.projection")
 
-BATCH_TURNS = 100
-NEIGHBOUR_TURNS = 3  # enough to find the previous passage and its own previous one
 FLUSH_SECONDS = 5.0
 FLUSH_POINTS = 500
 SHARED_CONCURRENCY = 4
-# A session is claimed for so many leases: a batch takes longer than a flush of an answer.
-CLAIM_LEASES = 3
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
+JITTER = 0.25  # of it: workers that failed together do not come back together
+# From this failure in a row on, the messages of a session are tried one by one.
+FAILURES = 5
+MOST_POISONED = 1_000
 
 
-@dataclass
-class _Progress:
-    """How far a session has come since its watermarks were last committed."""
+class _Failures(NamedTuple):
+    """How often a session has failed in a row, and when (monotonic) it is tried again."""
 
-    lexical: int
-    dense: int
-    settled: int = 0
-    added_tokens: int = 0
-    news: bool = True
+    times: int = 0
+    not_before: float = 0.0
+
+
+class State(NamedTuple):
+    """`behind`: as `Projection.behind`. `lag_seconds`: the age of the oldest ended turn whose
+    projection is not durable yet. `poisoned`: messages that were set aside (at most 1,000)."""
+
+    behind: int
+    lag_seconds: float
+    poisoned: int
 
 
 class Projection:
@@ -67,15 +72,19 @@ class Projection:
     ) -> None:
         self._store = store
         self._index = index
+        self._indexing = (
+            None
+            if index is None
+            else Indexing(store=store, index=index, model=model, counter=counter)
+        )
+        self._steps = Steps(store=store, indexing=self._indexing, model=model, counter=counter)
         self._model = model
         self._folding = folding
         self._sessions = sessions
-        self._counter = counter
         self._config = config
         self._locks = locks
-        self._progress: dict[str, _Progress] = {}
-        self._failures: dict[str, tuple[int, float]] = {}
-        self._unflushed_points = 0
+        self._progress: dict[str, Progress] = {}
+        self._failures: dict[str, _Failures] = {}
         self._unflushed_since: float | None = None
         self._woken = asyncio.Event()
         self._worker = secrets.token_hex(8)
@@ -87,13 +96,21 @@ class Projection:
         """There is news in this session."""
         if progress := self._progress.get(session_key):
             progress.news = True
-        self._failures.pop(session_key, None)
+        if failures := self._failures.get(session_key):
+            self._failures[session_key] = _Failures(failures.times)
         self._woken.set()
 
     async def behind(self) -> int:
         """How many sessions (at most a page) have news that is not projected yet. What is done
         but waits for the next flush of the index does not count."""
         return sum(not self._is_caught_up(key) for key in await self._waiting())
+
+    async def state(self) -> State:
+        """Raises StoreUnavailable."""
+        since = await self._store.pending_since()
+        lag_seconds = max(0.0, (now() - since).total_seconds()) if since else 0.0
+        poisoned = len(await self._store.aside(limit=MOST_POISONED))
+        return State(await self.behind(), lag_seconds, poisoned)
 
     async def _waiting(self) -> list[str]:
         """A page of pending sessions besides those that only wait for the next flush."""
@@ -113,6 +130,7 @@ class Projection:
     def forget(self, session_key: str) -> None:
         """The session was erased: what is known of its progress is void."""
         self._progress.pop(session_key, None)
+        self._failures.pop(session_key, None)
 
     async def run(self) -> None:
         """Catch up until cancelled. Failures are logged and tried again, later and later."""
@@ -159,8 +177,8 @@ class Projection:
         return any(await asyncio.gather(*(self._one(key, raising=raising) for key in waiting)))
 
     async def _one(self, key: str, *, raising: bool) -> bool:
-        failures, not_before = self._failures.get(key, (0, 0.0))
-        if not raising and time.monotonic() < not_before:
+        failures = self._failures.get(key, _Failures())
+        if not raising and time.monotonic() < failures.not_before:
             return False
         worked = False
         async with self._at_once:
@@ -173,20 +191,27 @@ class Projection:
                 finally:
                     if not self._store.exclusive:
                         await self._store.release(key, worker=self._worker)
-            except (IndexUnavailable, StoreUnavailable, EmbeddingUnavailable) as error:
+            except Exception as error:  # one session must not hold up the others
+                self._failed(key, error)
                 if raising:
                     raise
-                delay = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS) - 1)]
-                self._failures[key] = (failures + 1, time.monotonic() + delay)
-                log.warning(
-                    "projection.session_failed",
-                    session=key,
-                    error=type(error).__name__,
-                    detail=str(error)[:200],
-                    retry_in_s=delay,
-                )
             await self._commit_when_due()
         return worked
+
+    def _failed(self, key: str, error: Exception) -> None:
+        times = self._failures.get(key, _Failures()).times
+        delay = BACKOFF_SECONDS[min(times, len(BACKOFF_SECONDS) - 1)]
+        delay *= random.uniform(1 - JITTER, 1 + JITTER)
+        self._failures[key] = _Failures(times + 1, time.monotonic() + delay)
+        if not isinstance(error, StrataError):
+            log.error("projection.session_crashed", session=key, exc_info=error)
+        log.warning(
+            "projection.session_failed",
+            session=key,
+            error=type(error).__name__,
+            detail=str(error)[:200] if isinstance(error, StrataError) else "",
+            retry_in_s=round(delay, 2),
+        )
 
     @property
     def _flushed_always(self) -> bool:
@@ -200,6 +225,10 @@ class Projection:
         ):
             await self.commit()
 
+    @property
+    def _unflushed_points(self) -> int:
+        return sum(progress.points for progress in self._progress.values())
+
     async def commit(self) -> None:
         """Flush the index, then move the watermarks and settle the turns behind them."""
         progress = dict(self._progress)
@@ -207,11 +236,11 @@ class Projection:
             return
         if self._index is not None:
             await self._index.flush()
-        self._unflushed_points, self._unflushed_since = 0, None
+        self._unflushed_since = None
         for key, reached in progress.items():
             await self._commit(key, reached)
 
-    async def _commit(self, key: str, flushed: _Progress | None = None) -> None:
+    async def _commit(self, key: str, flushed: Progress | None = None) -> None:
         """Move the watermarks of a session as far as it had come when the index was flushed."""
         async with self._locks.of(key):
             reached = self._progress.get(key)
@@ -220,7 +249,12 @@ class Projection:
             await self._store.change_session(
                 key, {"lexical_through": reached.lexical, "dense_through": reached.dense}
             )
-            await self._store.settle(key, through=reached.settled)
+            reruns = {
+                id_: attempt
+                for id_, (attempt, last_seq) in reached.reruns.items()
+                if last_seq <= reached.settled
+            }
+            await self._store.settle(key, through=reached.settled, reruns=reruns)
             del self._progress[key]
 
     async def _catch_up(self, key: str) -> bool:
@@ -234,28 +268,26 @@ class Projection:
             session = await self._store.session(key)
             if session is None or session.erasing:
                 return False
-        progress = self._progress.get(key) or _Progress(
+        progress = self._progress.get(key) or Progress(
             session.lexical_through, session.dense_through
         )
-        if self._index is None:
-            through = await self._finished_through(key, progress)
-            worked = through > progress.lexical
-            progress.lexical = progress.dense = through
-        else:
-            reached = progress.lexical
-            try:
-                worked = await self._index_batch(self._index, key, progress)
-                worked = await self._embed_batch(self._index, key, progress) or worked
-            except (IndexUnavailable, EmbeddingUnavailable):
-                if progress.lexical > reached:
-                    self._keep(key, progress)
-                self._folding.request(key)  # a summary needs neither
-                raise
+        before = progress.reached
+        try:
+            failed = self._failures.get(key, _Failures()).times
+            worked = await self._steps.take(key, progress, alone=failed >= FAILURES - 1)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            if progress.reached != before:
+                self._keep(key, progress)
+            self._folding.request(key)  # a summary needs neither index nor embeddings
+            raise
+        self._failures.pop(key, None)
         through = progress.lexical
         if self._model.state == "ready":
             through = min(through, progress.dense)
         progress.news = worked
-        if through > progress.settled:
+        if through > progress.settled or progress.reached != before:
             # Even without new work: a crash may have come between watermark and settling.
             progress.settled = through
             self._keep(key, progress)
@@ -266,87 +298,13 @@ class Projection:
             progress.added_tokens = 0
         return worked
 
-    def _keep(self, key: str, progress: _Progress) -> None:
+    def _keep(self, key: str, progress: Progress) -> None:
         """To be committed with the next flush."""
         self._progress[key] = progress
         if self._unflushed_since is None:
             self._unflushed_since = time.monotonic()
 
-    async def _finished_through(self, key: str, progress: _Progress) -> int:
-        after = progress.lexical
-        turns = _finished(await self._store.range(key, after=after, limit=BATCH_TURNS))
-        progress.added_tokens += self._tokens(turns)
-        return turns[-1].last_seq if turns else after
-
-    def _tokens(self, turns: Sequence[Turn]) -> int:
-        return sum(turn_tokens(turn, self._counter) for turn in turns)
-
-    async def _index_batch(self, index: VectorIndex, key: str, progress: _Progress) -> bool:
-        """The next turns get points: with dense vectors if those of all before have theirs."""
-        found = await self._store.range(key, after=progress.lexical, limit=BATCH_TURNS)
-        turns = _finished(found)
-        if not turns:
-            return False
-        before = await self._store.history(
-            key, now=now(), before=turns[0].seq, first=1, limit=NEIGHBOUR_TURNS
-        )
-        earlier, new = passages_of(reversed(before)), passages_of(turns)
-        with_dense = self._model.state == "ready" and progress.dense == progress.lexical
-        vectors: Sequence[list[float] | None] = [None] * len(new)
-        failure = None
-        if with_dense:
-            try:
-                vectors = await self._embed(new)
-            except EmbeddingUnavailable as error:  # words can be found already
-                with_dense, failure = False, error
-        # Off the event loop: an import brings hundreds of passages at once.
-        points = await asyncio.to_thread(make_points, earlier, new, vectors, self._counter)
-        if points:
-            await index.upsert(points)
-            if earlier:  # the passage before has got its next neighbour
-                vector = sparse_vector([*earlier, *new], len(earlier) - 1)
-                await index.update_sparse([(earlier[-1].id, vector)])
-        progress.lexical = turns[-1].last_seq
-        progress.added_tokens += self._tokens(turns)
-        if with_dense:
-            progress.dense = progress.lexical
-        self._unflushed_points += len(points)
-        if failure is not None:
-            raise failure
-        return True
-
-    async def _embed_batch(self, index: VectorIndex, key: str, progress: _Progress) -> bool:
-        """Points that came while no model was loaded get their dense vectors."""
-        if self._model.state != "ready" or progress.dense >= progress.lexical:
-            return False
-        found = await self._store.range(key, after=progress.dense, limit=BATCH_TURNS)
-        turns = [turn for turn in _finished(found) if turn.last_seq <= progress.lexical]
-        passages = passages_of(turns)
-        vectors = await self._embed(passages)
-        await index.update_dense(
-            [(p.id, vector) for p, vector in zip(passages, vectors, strict=True)]
-        )
-        progress.dense = turns[-1].last_seq if turns else progress.lexical
-        self._unflushed_points += len(passages)
-        return True
-
     async def respell(self, turn: Turn) -> None:
         """The turn has lost its neighbours before it: their words leave its sparse vector."""
-        passages = passages_of([turn])
-        if self._index is not None and passages:
-            following = await self._store.range(turn.session_key, after=turn.last_seq, limit=1)
-            line = [*passages, *passages_of(following)]
-            await self._index.update_sparse([(line[0].id, sparse_vector(line, 0))])
-
-    async def _embed(self, passages: Sequence[Passage]) -> list[list[float]]:
-        return await self._model.documents([p.dense_key for p in passages])
-
-
-def _finished(turns: Sequence[Turn]) -> list[Turn]:
-    """Turns up to the first one that still runs."""
-    done = []
-    for turn in turns:
-        if turn.status == "running":
-            break
-        done.append(turn)
-    return done
+        if self._indexing is not None:
+            await self._indexing.respell(turn)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import structlog
 
 from memory import sparse
+from memory.breaker import Breaker
 from memory.config import RecallConfig
 from memory.embeddings import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
@@ -24,6 +27,9 @@ from memory.scoring import Candidate, rescore
 
 # Of the deadline: what is left is for the search itself, by words if the vector is late.
 EMBEDDING_SHARE = 0.7
+# So many searches in a row fail, or are late, before the next ones go without.
+BREAK_AFTER = 5
+PROBE_SECONDS = 2.0
 
 log = structlog.get_logger("strata.recall")
 
@@ -48,6 +54,8 @@ class Recall:
         self._index = index
         self._model = model
         self._config = config
+        self.breaker = Breaker(failures=BREAK_AFTER, probe_seconds=PROBE_SECONDS)
+        self.timed: Callable[[float], None] = lambda seconds: None  # told what a search took
 
     async def search(
         self,
@@ -61,23 +69,32 @@ class Recall:
     ) -> Ranked:
         """Search within `deadline` seconds (the configured one by default, inf = none). A search
         in this process begins `after` the store was read: it would keep the event loop from
-        what comes next."""
-        if self._index is None:
+        what comes next. An index that keeps failing is not waited for, but for a probe now and
+        then."""
+        if self._index is None or not self.breaker.allows():
             return Ranked([], ("recall",))
         seconds = self._config.deadline if deadline is None else deadline
+        began, outside = time.perf_counter(), 0.0
         try:
             async with asyncio.timeout(None if math.isinf(seconds) else seconds) as limit:
                 index = self._index
                 asked = await self._read(index, question, user, seconds * EMBEDDING_SHARE)
                 if index.in_process and after is not None:
-                    await _outside(limit, after)
-                return await self._search(index, asked, user, now, session)
+                    outside = await _outside(limit, after)
+                found = await self._search(index, asked, user, now, session)
         except (IndexUnavailable, TimeoutError) as error:
             log.warning("recall.failed", error=type(error).__name__, detail=str(error)[:200])
-            return Ranked([], ("recall",))
         except Exception as error:  # an index may return anything: that costs recall, no answer
             log.error("recall.crashed", error=type(error).__name__)
-            return Ranked([], ("recall",))
+        else:
+            if self.breaker.succeeded():
+                log.info("recall.resumed")
+            return found
+        finally:
+            self.timed(time.perf_counter() - began - outside)
+        if self.breaker.failed():
+            log.error("recall.suspended", probe_every_s=PROBE_SECONDS)
+        return Ranked([], ("recall",))
 
     async def _read(
         self, index: VectorIndex, text: str, user: str, embedding_seconds: float
@@ -108,10 +125,12 @@ class Recall:
         return Ranked(ranked, asked.degraded)
 
 
-async def _outside(limit: asyncio.Timeout, waiting: asyncio.Future[Any]) -> None:
-    """Wait for what is not recall's own time."""
+async def _outside(limit: asyncio.Timeout, waiting: asyncio.Future[Any]) -> float:
+    """Wait for what is not recall's own time; the seconds that it took."""
     ends, began = limit.when(), asyncio.get_running_loop().time()
     limit.reschedule(None)
     await waiting
+    took = asyncio.get_running_loop().time() - began
     if ends is not None:
-        limit.reschedule(ends + asyncio.get_running_loop().time() - began)
+        limit.reschedule(ends + took)
+    return took

@@ -104,7 +104,7 @@ class Recording:
                 ids[place] = turn.messages[0].id
                 if name is not None:
                     known[name] = ids[place]
-            inserted = await self._opening.append(opened, fresh) if fresh else 0
+            inserted = (await self._opening.append(opened, fresh))[0] if fresh else 0
             stored.update((place, ids[place]) for place in places[:inserted])
             if inserted == len(fresh):
                 return Recorded(

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import structlog
+
+from memory.breaker import Breaker
 from memory.language import split_unspaced, words
 from memory.models import Message, Turn
 from memory.passages import sentences, speaker_of, written_day
 from memory.tokens import TokenCounter, cut_middle
 from memory.window import living, turn_tokens
+
+log = structlog.get_logger("strata.summary")
 
 FOLD_AT = 0.85
 
@@ -49,12 +54,38 @@ class Rolled(NamedTuple):
     degraded: bool
 
 
+class SummarizerSuspended(Exception):
+    """It has failed so often that it is not asked now."""
+
+
 class Summarizer(Protocol):
     """Writes a summary with a model; raises anything when it cannot."""
 
     async def __call__(
         self, *, previous: str, news: str, max_tokens: int, must_keep: str
     ) -> str: ...
+
+
+class Suspending:
+    """A summarizer that is not asked while it keeps failing, but for a probe now and then."""
+
+    def __init__(self, summarizer: Summarizer, breaker: Breaker) -> None:
+        self._summarizer = summarizer
+        self._breaker = breaker
+
+    async def __call__(self, **call: Any) -> str:
+        if not self._breaker.allows():
+            raise SummarizerSuspended
+        try:
+            text = await self._summarizer(**call)
+        except Exception as error:  # whatever a model's client may raise
+            log.warning("summarizer.failed", error=type(error).__name__)
+            if self._breaker.failed():
+                log.error("summarizer.suspended")
+            raise
+        if self._breaker.succeeded():
+            log.info("summarizer.resumed")
+        return text
 
 
 def plan(

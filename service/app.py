@@ -13,7 +13,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from service.auth import make_auth
 from service.guard import ASGIApp, Guard
-from service.health import Health
+from service.health import Health, Scrape
 from service.lifespan import Services, open_services
 from service.memories import Memories
 from service.pages import SchemaPage
@@ -47,7 +47,7 @@ def create_app(settings: Settings, services: Services | None = None) -> ASGIApp:
 
     auth = make_auth(settings)
     app = Litestar(
-        route_handlers=[Turns, Sessions, Memories, Health],
+        route_handlers=[Turns, Sessions, Memories, Health, Scrape],
         lifespan=[lifespan],
         dependencies={"user": Provide(auth.user), "services": Provide(provide_services)},
         exception_handlers={Exception: respond},

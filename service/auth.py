@@ -24,8 +24,9 @@ log = structlog.get_logger("strata.auth")
 _LOCAL_HOST = re.compile(r"\A(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?\Z", re.IGNORECASE)
 _HOST = re.compile(r"\A(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?\Z", re.IGNORECASE)
 _BEARER = re.compile(r"\Abearer +([A-Za-z0-9._~+/-]{1,512}=*)\Z", re.IGNORECASE)
-_OPEN = re.compile(r"\A(/health/[a-z]+|/schema(/.*)?)\Z")
-_HEALTH = "/health/"
+# Probes and Prometheus ask without a user's key, and what they get names nobody.
+_OPEN = re.compile(r"\A(/health/[a-z]+|/metrics|/schema(/.*)?)\Z")
+_PROBED = re.compile(r"\A(/health/.*|/metrics)\Z")
 _SCOPE = "chat"
 _NO_KEY = "send a valid key as Authorization: Bearer <key>"
 
@@ -64,7 +65,7 @@ class LocalAuth:
 
 class KeyAuth:
     """Tenant and user come from the entry of the key in `Authorization: Bearer`, from nothing
-    else. Everything but health and the schema needs a key, unknown paths included.
+    else. Everything but health, metrics and the schema needs a key, unknown paths included.
 
     A foreign Origin gets no CORS headers: that is all a browser needs to keep an answer from it.
     """
@@ -93,7 +94,7 @@ class KeyAuth:
         return None
 
     def _is_allowed_host(self, scope: Mapping[str, Any]) -> bool:
-        if scope["path"].startswith(_HEALTH):
+        if _PROBED.match(scope["path"]):
             return True  # probes ask by address, not by name
         hosts = _values(scope, b"host")
         found = _HOST.match(hosts[0]) if len(hosts) == 1 else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
+from uuid import uuid4
 
 import httpx
 import msgspec
@@ -23,6 +25,7 @@ from service.workers import http_url
 
 BODY_BYTES = 100_000  # well below what limits.body is anywhere
 SESSIONS = 200  # a page
+PAUSES_SECONDS = (0.1, 0.3, 1.0, 3.0)  # before a broken connection is taken up again
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -71,16 +74,36 @@ class HttpClient:
         self._recorded: set[str] = set()
 
     async def turn(self, session_id: str, message: str) -> AsyncIterator[tuple[str, Any]]:
-        async with self._client.stream(
-            "POST",
-            f"/v1/sessions/{session_id}/turns",
-            json={"message": message, "stream": True},
-            headers=_as(self._user),
-        ) as response:
-            if response.status_code != 200:
-                raise RemoteError(_detail(await response.aread()))
-            async for event in parse_events(response.aiter_bytes()):
-                yield event
+        """A connection that breaks is taken up again: by the key it is one turn, by the id of the
+        last event one answer."""
+        asking = ("POST", f"/v1/sessions/{session_id}/turns")
+        body: Any = {"message": message, "stream": True}
+        headers = {**_as(self._user), "Idempotency-Key": uuid4().hex}
+        broken = 0
+        while True:
+            try:
+                async with self._client.stream(*asking, json=body, headers=headers) as response:
+                    if response.status_code != 200:
+                        problem = await response.aread()
+                        if not (turn_id := _running(problem)):
+                            raise RemoteError(_detail(problem))
+                        asking, body = ("GET", f"/v1/turns/{turn_id}/events"), None
+                        continue
+                    async for id_, name, data in parse_events(response.aiter_bytes()):
+                        if name == "accepted":
+                            asking, body = ("GET", f"/v1/turns/{data['turn_id']}/events"), None
+                        broken, headers["Last-Event-ID"] = 0, id_
+                        yield name, data
+                        if name in ("done", "error"):
+                            return
+            except httpx.TransportError as error:
+                nobody = isinstance(error, httpx.ConnectError) and body is not None
+                if nobody or broken == len(PAUSES_SECONDS):
+                    raise
+            if broken == len(PAUSES_SECONDS):
+                raise RemoteError("the answer ended before its end, again and again")
+            await asyncio.sleep(PAUSES_SECONDS[broken])
+            broken += 1
 
     async def record(
         self, user: str, session_id: str, messages: Sequence[Incoming]
@@ -156,8 +179,8 @@ class LocalClient:
         producer = await begin_turn(
             self._services, self._user, session_id, TurnBody(message=message)
         )
-        async for event in parse_events(producer.read()):
-            yield event
+        async for _, name, data in parse_events(producer.read()):
+            yield name, data
 
     async def record(
         self, user: str, session_id: str, messages: Sequence[Incoming]
@@ -254,8 +277,8 @@ def running_url(settings: Settings) -> str | None:
         return http_url(host, told["port"])
 
 
-async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, Any]]:
-    """Server-sent events as (name, decoded data); comments are passed over."""
+async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, str, Any]]:
+    """Server-sent events as (id, name, decoded data); comments are passed over."""
     rest = b""
     async for chunk in chunks:
         *blocks, rest = (rest + chunk).split(b"\n\n")
@@ -264,7 +287,7 @@ async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str,
                 line.split(b": ", 1) for line in block.split(b"\n") if not line.startswith(b":")
             )
             if b"data" in fields:
-                yield fields[b"event"].decode(), json.loads(fields[b"data"])
+                yield fields[b"id"].decode(), fields[b"event"].decode(), json.loads(fields[b"data"])
 
 
 def _as(user: str) -> dict[str, str]:
@@ -287,6 +310,15 @@ def _bodies(messages: Sequence[Incoming]) -> Iterator[bytes]:
         size += len(encoded)
     if part:
         yield b'{"messages":[%b]}' % b",".join(part)
+
+
+def _running(body: bytes) -> str | None:
+    """The id of the turn that the key of the request runs already, if that is the problem."""
+    try:
+        problem = json.loads(body)
+        return problem["turn_id"] if problem["code"] == "turn_running" else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def _detail(body: bytes) -> str:

@@ -17,7 +17,7 @@ from memory.models import Turn, TurnError
 PING = b": ping\n\n"
 PING_SECONDS = 15.0
 _ID = re.compile(
-    r"\A(?P<turn>[^\s]{1,200})\.(?P<attempt>\d{1,9}):(?:(?P<stage>[ace])|t(?P<k>\d{1,12}))\Z"
+    r"\A(?P<turn>[^\s]{1,200})\.(?P<attempt>[0-9]{1,9}):(?:(?P<stage>[ace])|t(?P<k>[0-9]{1,12}))\Z"
 )
 _LAST_EVENT_ID = "Last-Event-ID"
 RESTARTED = TurnError("restarted", "the turn was begun again: read its events anew", True)

@@ -1,16 +1,21 @@
-"""`/health/live` and `/health/ready`: each part really asked, each named."""
+"""`/health/live`, `/health/ready`: each part really asked, each named. `/metrics` beside them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
 from litestar import Controller, Response, get
 from litestar.di import NamedDependency
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from memory import Strata
+from memory.breaker import Breaker
 from memory.errors import StrataError
+from memory.projection import State
 from service.lifespan import Services
 
 PROBE_SECONDS = 2.0
@@ -37,14 +42,31 @@ class Health(Controller):
         )
 
 
+class Scrape(Controller):
+    path = "/metrics"
+    tags = ("health",)
+
+    @get("/", media_type="text/plain", summary="Metrics for Prometheus")
+    async def show(self, services: NamedDependency[Services]) -> Response[bytes]:
+        """Of all workers. Without the store, without what the projection has to do."""
+        strata = services.strata
+        services.metrics.refresh(open_streams=len(services.producers), strata=strata)
+        state: State | None = None
+        with suppress(StrataError, TimeoutError):
+            async with asyncio.timeout(PROBE_SECONDS):
+                state = await strata.projection.state()
+        content = await asyncio.to_thread(services.metrics.text, state)
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
 async def probe(services: Services) -> dict[str, dict[str, Any]]:
     """Store, index, embedding, model and projection, each with its status."""
     strata = services.strata
-    behind: int | None = None
+    projection: dict[str, Any] = {"status": "unknown", "behind": None}
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             await strata.store.ping()
-            behind = await strata.projection.behind()
+            projection = await _projection(strata)
         store = {"status": "ok"}
     except (StrataError, TimeoutError) as error:
         store = {"status": "down", "reason": type(error).__name__}
@@ -55,6 +77,7 @@ async def probe(services: Services) -> dict[str, dict[str, Any]]:
                 index = {"status": "ok", "points": await strata.index.count()}
         except (StrataError, TimeoutError) as error:
             index = {"status": "down", "reason": type(error).__name__}
+        index = _with_breaker(index, strata.recall.breaker, "searches fail: answers go without")
     model = strata.model
     embedding: dict[str, Any] = {"status": {"ready": "ok"}.get(model.state, model.state)}
     if model.state == "ready":
@@ -68,11 +91,30 @@ async def probe(services: Services) -> dict[str, dict[str, Any]]:
         "index": index,
         "embedding": embedding,
         "model": await _probe_model(services),
-        "projection": {
-            "status": "ok" if behind is not None else "unknown",
-            "behind": behind,
-        },
+        "summary": _with_breaker(
+            {"status": "ok", "by": "extracts" if services.settings.model.offline else "the model"},
+            strata.folding.breaker,
+            "the model fails: summaries are extracts",
+        ),
+        "projection": projection,
     }
+
+
+async def _projection(strata: Strata) -> dict[str, Any]:
+    """What it has not seen yet, and what it cannot take: both say so and stop nothing."""
+    state = await strata.projection.state()
+    return {
+        "status": "ok" if not state.poisoned else "poisoned",
+        "behind": state.behind,
+        "lag_seconds": round(state.lag_seconds, 3),
+        "poisoned": state.poisoned,
+    }
+
+
+def _with_breaker(part: dict[str, Any], breaker: Breaker, reason: str) -> dict[str, Any]:
+    if breaker.state != "closed" and part["status"] == "ok":
+        part = {**part, "status": "failing", "reason": reason}
+    return {**part, "breaker": breaker.state}
 
 
 async def _probe_model(services: Services) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from memory.context import check_question
 from memory.errors import BudgetExceeded, ConfigError
 from memory.summary import Summarizer
 from service.limits import Streams
+from service.metrics import Metrics
 from service.model import ModelSummarizer, make_chat_model, make_summarizer_model
 from service.offline import NAME as OFFLINE
 from service.producers import Producers
@@ -33,6 +34,7 @@ class Services:
     chat: asyncio.Task[BaseChatModel]
     producers: Producers
     streams: Streams
+    metrics: Metrics
     probes: dict[str, tuple[float, str]] = field(default_factory=dict)
 
     @property
@@ -84,6 +86,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             raise ConfigError("model.system", str(error)) from error
         chat = asyncio.create_task(asyncio.to_thread(make_chat_model, settings.model))
         producers = Producers()
+        metrics = Metrics()
+        strata.recall.timed = metrics.recalled
         limits = settings.limits
         services = Services(
             settings=settings,
@@ -91,8 +95,14 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             chat=chat,
             producers=producers,
             streams=Streams(per_user=limits.streams_per_user, total=limits.streams),
+            metrics=metrics,
         )
-        listening = asyncio.create_task(producers.listen(strata.store))
+        background = [
+            asyncio.create_task(producers.listen(strata.store)),
+            asyncio.create_task(
+                metrics.keep_fresh(open_streams=lambda: len(producers), strata=strata)
+            ),
+        ]
         log.info(
             "opened",
             store=settings.store.url.partition("://")[0],
@@ -108,7 +118,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             yield services
         finally:
             await services.drain()
-            for task in (listening, chat):
+            for task in (*background, chat):
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.outputs import ChatGenerationChunk
 
 from memory.models import ChatMessage, TurnError
 from memory.summary import prompt as summary_prompt
@@ -122,7 +123,9 @@ async def stream_answer(
 ) -> AsyncIterator[Piece]:
     """The answer piece by piece. Raises ModelFailed; the connection is closed on every way out."""
     sent = [_MESSAGES[message.role](message.content) for message in messages]
-    stream = model.astream(sent, **_call_options(options, answer_tokens))
+    # `astream` is `_astream` and callbacks, which nobody here listens to; for them it keeps every
+    # chunk until the end: 2 kB a token, of every answer that runs.
+    stream = model._astream(sent, **_call_options(options, answer_tokens))
     loop = asyncio.get_running_loop()
     turn_ends = loop.time() + config.turn_timeout
     wait = config.first_token_timeout
@@ -135,12 +138,12 @@ async def stream_answer(
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     break
-                text = _text(chunk.content)
+                text = _text(chunk.message.content)
                 if text:
                     wait = config.gap_timeout
-                finish_reason = chunk.response_metadata.get("finish_reason")
+                finish_reason = _finish_reason(chunk)
                 ended = ended or finish_reason is not None
-                yield Piece(text, _usage(chunk), finish_reason)
+                yield Piece(text, _usage(chunk.message), finish_reason)
     except Exception as error:  # openai, httpx and langchain have no common base
         raise ModelFailed(_failure(error)) from error
     if not ended:
@@ -164,6 +167,11 @@ def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(part.get("text", "") for part in content if isinstance(part, dict))
+
+
+def _finish_reason(chunk: ChatGenerationChunk) -> str | None:
+    told: str | None = (chunk.generation_info or {}).get("finish_reason")
+    return told or chunk.message.response_metadata.get("finish_reason")
 
 
 def _usage(chunk: Any) -> dict[str, int] | None:

@@ -77,7 +77,8 @@ async def replay(services: Services, user: User, turn: Turn, place: Place) -> As
         if services.producers.draining and not services.producers:
             return  # no end: the client comes back to another worker
         try:
-            turn = await services.strata.library.settled_turn(user, turn.id)
+            library = services.strata.library
+            turn = await library.settled_turn(user, await library.turn(user, turn.id))
         except NotFound:
             yield _error(run, ERASED)
             return

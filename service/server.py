@@ -10,12 +10,14 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from types import FrameType
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memory.factory import file_path
 from service.app import create_app
@@ -25,12 +27,26 @@ from service.workers import Parent, http_url
 
 log = structlog.get_logger("strata")
 CLOSE_SECONDS = 5
+# What is written ahead of a client that reads slowly: by the kernel (which doubles the number) and
+# by this process. Left alone, Linux takes over 2 MB for a connection that nobody reads.
+SEND_BUFFER_BYTES = 32_768
+WRITE_BUFFER_BYTES = 16_384
 
 
 def serve_file(settings: Settings) -> Path | None:
     """Where a running `serve` tells its address to the other commands."""
     path = file_path(settings.store.url, "sqlite")
     return path.parent / "serve.json" if path else None
+
+
+class _Connection(HttpToolsProtocol):
+    """Makes whoever answers wait for a client that does not read, instead of storing for it."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        connected: socket.socket = transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
 class _Server(uvicorn.Server):
@@ -99,6 +115,7 @@ async def serve(settings: Settings, *, parent: Parent | None = None) -> None:
             create_app(settings, services),
             host=settings.server.host,
             port=settings.server.port,
+            http=_Connection,
             lifespan="on",
             log_config=None,
             access_log=False,

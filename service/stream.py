@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from array import array
-from bisect import bisect_right
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import datetime
@@ -31,10 +29,10 @@ from service.events import (
     Place,
     accepted_event,
     encode_event,
-    token_event,
 )
 from service.limits import Slot
 from service.model import ModelFailed, stream_answer
+from service.pieces import Pieces
 from service.schemas import Options
 from service.settings import Settings
 
@@ -43,8 +41,6 @@ log = structlog.get_logger("strata.turn")
 # The response that reads begins a moment after the producer does.
 FIRST_READER_SECONDS = 5.0
 StopReason = Literal["cancelled", "detached", "shutting_down", "lost"]
-# A reader that is so many pieces behind gets them in one event.
-BEHIND = 32
 # A lease is renewed so many times before it would end.
 LEASE_PARTS = 3
 
@@ -79,8 +75,7 @@ class Producer:
         self._started = time.perf_counter() if started is None else started
         self._slot = slot
         self._heads: list[bytes] = []  # the events before the text
-        self._pieces: list[str] = []
-        self._ends = array("Q")  # code points up to and with each piece
+        self._answer = Pieces(run_id)
         self._last: bytes | None = None
         self.usage: dict[str, int] | None = None
         self.finish_reason: str | None = None
@@ -174,8 +169,7 @@ class Producer:
             self.finish_reason = piece.finish_reason or self.finish_reason
             text = storable(piece.text)
             if text:
-                self._pieces.append(text)
-                self._ends.append(self._length + len(text))
+                self._answer.add(text)
                 self._news.set()
 
     async def _flush_now_and_then(self) -> None:
@@ -191,10 +185,10 @@ class Producer:
         stored, at = 0, loop.time()
         while True:
             await asyncio.sleep(pause)
-            grown = self._length != stored and session.partial_flush > 0
+            grown = self._answer.length != stored and session.partial_flush > 0
             if not grown and loop.time() - at < renewal:
                 continue
-            stored, at = self._length, loop.time()
+            stored, at = self._answer.length, loop.time()
             try:
                 await self._memory.flush(self._accepted, self.text, context=self._context)
             except TurnLost:
@@ -210,7 +204,9 @@ class Producer:
                 "prompt_tokens": context.receipt.used_tokens,
                 "completion_tokens": self._memory.counter.count(text),
             }
-        finish_reason = self.finish_reason or {"done": "stop", "partial": self._stop}.get(status)
+        finish_reason = self.finish_reason or ("stop" if status == "done" else None)
+        if status == "partial":
+            finish_reason = self._stop
         self.usage, self.finish_reason = usage, finish_reason
         message_id = None
         if self._accepted is not None:
@@ -288,11 +284,7 @@ class Producer:
     @property
     def text(self) -> str:
         """The answer so far."""
-        return "".join(self._pieces)
-
-    @property
-    def _length(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._answer.text
 
     @property
     def receipt(self) -> Receipt | None:
@@ -301,16 +293,17 @@ class Producer:
     async def read(self, place: Place = BEGINNING) -> AsyncIterator[bytes]:
         """All events after `place`, live, with pings in between; ends after the last one."""
         self._arrive()
-        heads, at = place.heads, place.characters
-        piece = bisect_right(self._ends, at)
+        answer, heads = self._answer, place.heads
+        at = min(place.characters, answer.length)  # nobody has more than there is
+        piece = answer.after(at)
         try:
             while True:
                 finished = self.finished
                 news = self._heads[heads:] if heads < len(self._heads) else []
                 heads += len(news)
-                if piece < len(self._pieces):
-                    news += self._tokens(piece, at)
-                    piece, at = len(self._pieces), self._ends[-1]
+                if piece < len(answer):
+                    news += answer.events(piece, at)
+                    piece, at = len(answer), answer.length
                 if finished:
                     if self._last is not None and not place.ended:
                         news.append(self._last)
@@ -327,16 +320,6 @@ class Producer:
                     yield PING
         finally:
             self._leave()
-
-    def _tokens(self, first: int, at: int) -> list[bytes]:
-        """The events of the text from code point `at` on, which is in piece `first` or ends it."""
-        pieces, ends = self._pieces[first:], self._ends[first:]
-        pieces[0] = pieces[0][len(pieces[0]) - (ends[0] - at) :]
-        if len(pieces) > BEHIND:
-            pieces, ends = ["".join(pieces)], ends[-1:]
-        return [
-            token_event(self.run_id, end, piece) for piece, end in zip(pieces, ends, strict=True)
-        ]
 
     async def wait(self) -> None:
         """Until the turn has ended (for those who want JSON)."""

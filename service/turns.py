@@ -21,7 +21,7 @@ from litestar.types import Receive, Send
 
 from memory import Ask, User
 from memory.errors import Answered, InvalidInput, NotFound, Stopping
-from memory.models import TurnError, session_key
+from memory.models import Turn, TurnError, session_key
 from service.events import BEGINNING, place_of, run_of
 from service.lifespan import Services
 from service.limits import Slot
@@ -154,7 +154,6 @@ class Turns(Controller):
             if streamed:
                 slot.hold()
                 return EventStream(replay(services, user, turn, BEGINNING), slot, _REPLAYED)
-            _raise_error(turn.error, turn.id)
             return Response(turn_out(turn), headers=_REPLAYED)
         finally:
             slot.release()
@@ -185,12 +184,10 @@ class Turns(Controller):
         not called again."""
         if not wants_stream(None, request.headers.get("accept")):
             raise Problem(406, "Accept must name text/event-stream")
-        turn = await services.strata.library.settled_turn(user, turn_id)
+        turn, producer = await _as_it_runs(services, user, turn_id)
         place = place_of(request.headers.get("last-event-id"), turn.id)
-        producer = services.producers.of(turn)
-        here = producer is not None and place.attempt in (None, turn.attempt)
         slot = services.streams.take(user.key)
-        if producer is not None and here:
+        if producer is not None and place.attempt in (None, turn.attempt):
             return EventStream(producer.read(place), slot)
         return EventStream(replay(services, user, turn, place), slot)
 
@@ -206,12 +203,21 @@ class Turns(Controller):
         services: NamedDependency[Services],
     ) -> CancelOut:
         """Harmless for a turn that has ended. A turn that runs elsewhere ends within a second."""
-        turn = await services.strata.library.settled_turn(user, turn_id)
-        if producer := services.producers.of(turn):
+        turn, producer = await _as_it_runs(services, user, turn_id)
+        if producer is not None:
             producer.stop("cancelled")
         elif turn.status == "running":
             await services.strata.store.signal(turn, cancel=True, watched=None)
         return CancelOut(turn.id, turn.status)
+
+
+async def _as_it_runs(services: Services, user: User, turn_id: str) -> tuple[Turn, Producer | None]:
+    """The turn, and what produces its answer if that is here; if it is nowhere, it has ended."""
+    turn = await services.strata.library.turn(user, turn_id)
+    producer = services.producers.of(turn)
+    if producer is None:
+        turn = await services.strata.library.settled_turn(user, turn)
+    return turn, producer
 
 
 def idempotency_key(given: list[str], body: TurnBody) -> str | None:

@@ -7,13 +7,17 @@ hands SIGTERM on. Each worker ends by itself when this process is gone.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import structlog
+from prometheus_client.multiprocess import mark_process_dead
 
+from service.metrics import SHARED_FOLDER
 from service.settings import Settings
 
 log = structlog.get_logger("strata.workers")
@@ -43,6 +47,7 @@ class Workers:
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = False
         self._served = False
+        self._metrics = ""  # the folder of the numbers that the workers share
 
     async def run(self) -> None:
         """Until a signal, or until no worker could ever serve. Raises OSError when the address
@@ -54,9 +59,10 @@ class Workers:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._stop)
             try:
-                codes = await asyncio.gather(
-                    *(self._keep(number, listening) for number in range(server.workers))
-                )
+                with TemporaryDirectory(prefix="strata-metrics-") as self._metrics:
+                    codes = await asyncio.gather(
+                        *(self._keep(number, listening) for number in range(server.workers))
+                    )
             finally:
                 for process in self._running.values():  # only after a failure of this process
                     process.kill()
@@ -97,6 +103,7 @@ class Workers:
                     "--worker",
                     f"{listening.fileno()},{theirs.fileno()}",
                     pass_fds=(listening.fileno(), theirs.fileno()),
+                    env={**os.environ, SHARED_FOLDER: self._metrics},
                 )
             self._running[process.pid] = process
             if self._stopping:
@@ -108,6 +115,8 @@ class Workers:
                 code = await process.wait()
             finally:
                 self._running.pop(process.pid, None)
+                # Its gauges go with it.
+                mark_process_dead(process.pid, self._metrics)  # type: ignore[no-untyped-call]
         return told == SERVING, code
 
     def _tell(self, number: int, pid: int) -> None:

@@ -80,6 +80,14 @@ def mongo_url(mongo: Mongo) -> Iterator[str]:
     mongo.drop(url)
 
 
+@pytest.fixture(params=["sqlite", "mongo"])
+def stored_in(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The configuration of a store: the embedded one, or the one of several workers."""
+    if request.param == "sqlite":
+        return {"url": f"sqlite:///{tmp_path}/strata.db"}
+    return {"url": request.getfixturevalue("mongo_url")}
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     used = terminalreporter.config.stash.get(MONGO_USED, "NOT TESTED (no test asked for it)")
     for line in (f"MongoDB: {used}", *summary_lines()):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from memory.models import Segment, Session, Turn
 
 PAGE = 200
+NO_RERUNS: Mapping[str, int] = {}
 
 
 class Loaded(NamedTuple):
@@ -27,6 +28,14 @@ class Signal(NamedTuple):
 
     cancel: bool
     watched: datetime | None
+
+
+class Aside(NamedTuple):
+    """A message that no projection can take, why, and since when."""
+
+    message_id: str
+    reason: str
+    since: datetime
 
 
 class TurnStore(Protocol):
@@ -48,10 +57,6 @@ class TurnStore(Protocol):
 
         Returns how many were inserted. Each gets `pending` set.
         """
-        ...
-
-    async def withdraw(self, turns: Sequence[Turn]) -> None:
-        """Take back what was appended just now, the newest first, unless another has it by now."""
         ...
 
     async def save(self, turn: Turn) -> bool:
@@ -126,16 +131,37 @@ class TurnStore(Protocol):
         `finished`, of those alone in which such a turn has ended."""
         ...
 
-    async def settle(self, session_key: str, *, through: int) -> None:
-        """Finished turns up to `through` are pending no longer."""
+    async def pending_since(self) -> datetime | None:
+        """Since when the ended turn waits that has been pending for longest."""
+        ...
+
+    async def pending_reruns(self, session_key: str, *, through: int, limit: int) -> list[Turn]:
+        """Ended turns up to `through` that ran again and are pending, oldest first."""
+        ...
+
+    async def settle(
+        self, session_key: str, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+    ) -> None:
+        """Ended turns up to `through` are pending no longer; those that ran again only if
+        `reruns` names their id with the attempt that they are at."""
+        ...
+
+    async def set_aside(self, message_id: str, *, reason: str, now: datetime) -> bool:
+        """This message could not be projected; it is listed as long as its turn is there and is
+        not run or projected anew as a whole. False when its turn is gone."""
+        ...
+
+    async def aside(self, *, limit: int = PAGE) -> list[Aside]:
+        """The messages that were set aside, the earliest first."""
         ...
 
     async def unsettle(self) -> None:
-        """Every living turn is pending again, every watermark of the index 0."""
+        """Every living turn is pending again, every watermark of the index 0, none set aside."""
         ...
 
     async def unsettle_dense(self, *, reset: bool) -> None:
-        """Turns that lack dense vectors are pending again; with `reset`, all of them are."""
+        """Turns that lack dense vectors are pending again; with `reset`, all of them are, and
+        none is set aside."""
         ...
 
     async def session(self, key: str) -> Session | None: ...
@@ -151,9 +177,10 @@ class TurnStore(Protocol):
         ...
 
     async def change_session(
-        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+        self, key: str, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
-        """Set fields. With `summary_version` only if the summary still has that version."""
+        """Set fields. With `unchanged` only if the session still has that one's summary version,
+        is in the same life of its (`created_at`, `first_seq`) and is not being erased."""
         ...
 
     async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:

@@ -49,6 +49,7 @@ INDEXES = (
     Index(TURNS, "user", (("user_key", 1), ("created_at", 1), ("_id", 1))),
     Index(TURNS, "pending", (("pending_since", 1), ("pending_in", 1)), sparse=True),
     Index(TURNS, "pending_in", (("pending_in", 1), ("pending_since", 1)), sparse=True),
+    Index(TURNS, "aside", (("aside_since", 1),), sparse=True),
     Index(TURNS, "expiry", (("expires_at", 1), ("session_key", 1))),
     Index(TURNS, "purge", (("purge_at", 1),), sparse=True, expires=True),
     Index(SESSIONS, "user", (("user_key", 1), ("updated_at", 1), ("_id", 1))),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC
 from typing import Any
 from uuid import uuid4
@@ -91,7 +91,7 @@ class Connection:
             serverSelectionTimeoutMS=ms,
             connectTimeoutMS=ms,
             socketTimeoutMS=ms,
-            timeoutMS=ms,
+            waitQueueTimeoutMS=ms,
             event_listeners=self._listeners,
         )
 
@@ -102,12 +102,16 @@ class Connection:
 
     @asynccontextmanager
     async def _do(self, seconds: float | None = None) -> AsyncIterator[Any]:
-        """The database, for one command in time. Raises Conflict, too."""
+        """The database, for one command in time. Raises Conflict, too.
+
+        The usual deadline is that of the socket: pymongo's own, which another one needs, goes with
+        each command as maxTimeMS, and a server may need statements of its own to heed it.
+        """
         if self._database is None:
             raise StoreUnavailable("the store is not open")
-        seconds = seconds or self._timeout
         try:
-            with pymongo.timeout(seconds):
+            with pymongo.timeout(seconds) if seconds else nullcontext():
+                seconds = seconds or self._timeout
                 async with asyncio.timeout(seconds + SLACK_SECONDS):
                     yield self._database
         except DuplicateKeyError as error:

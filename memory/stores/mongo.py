@@ -9,11 +9,11 @@ may happen only once leaves its own mark, and one that found its place taken loo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from memory.models import NEVER, Segment, Session, Turn, keyless
+from memory.models import Segment, Session, Turn, keyless
 from memory.models import now as current
 from memory.stores.base import PAGE, Loaded, Signal
 from memory.stores.collections import (
@@ -36,13 +36,13 @@ from memory.stores.collections import (
     turn_document,
     within,
 )
-from memory.stores.connection import BATCH, Conflict, Connection, Order
+from memory.stores.connection import Conflict, Connection, Order
+from memory.stores.mongo_pending import BARE, NOT_ASIDE, MongoPending
 
 FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
-BARE = {"receipt": 0}
 
 
-class MongoStore:
+class MongoStore(MongoPending):
     """A `TurnStore` for any number of processes, in the database that `url` names.
 
     Documents are deleted by the server itself `purge_grace_seconds` after they expired (never,
@@ -101,11 +101,6 @@ class MongoStore:
         ]
         return await self._db.insert(TURNS, documents)
 
-    async def withdraw(self, turns: Sequence[Turn]) -> None:
-        for turn in reversed(turns):
-            where = {**at(turn.id), "token": turn.token, "status": turn.status}
-            await self._db.delete(TURNS, where)
-
     async def save(self, turn: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
         if turn.receipt is None:
@@ -116,7 +111,7 @@ class MongoStore:
     async def rerun(self, turn: Turn, *, was: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
         where = {**at(turn.id), "token": was.token, "status": {"$in": ["failed", "interrupted"]}}
-        update = {"$set": {**changed, **pending(turn.session_key, current())}}
+        update = {"$set": {**changed, **pending(turn.session_key, current())}, **NOT_ASIDE}
         return await self._db.update_once(TURNS, where, update)
 
     async def interrupt_running(self) -> int:
@@ -203,98 +198,6 @@ class MongoStore:
         )
         return [to_turn(document) for document in found]
 
-    # --- what is pending -----------------------------------------------------------------------
-
-    async def pending(
-        self, *, user_key: str | None = None, finished: bool = False, limit: int = PAGE
-    ) -> list[str]:
-        where: Document = {"status": {"$ne": "running"}} if finished else {}
-        if user_key is not None:
-            mine = {"$gt": f"{user_key}.", "$lt": f"{user_key}/"}  # "/" comes after "."
-            where |= {"user_key": user_key, "pending_in": mine}
-        return await self._session_keys("pending_since", "pending_in", NEVER, where, limit)
-
-    async def _session_keys(
-        self, date: str, key: str, until: datetime, where: Document, limit: int
-    ) -> list[str]:
-        """Those in the field `key` of turns with a `date` up to `until`, the earliest first."""
-        found: dict[str, None] = {}
-        after: tuple[datetime, str] | None = None
-        while len(found) < limit:
-            page = await self._db.page(
-                TURNS,
-                {**where, date: {"$lte": until}},
-                by=(date, key),
-                after=after,
-                limit=BATCH,
-                show={"_id": 0, date: 1, key: 1},
-            )
-            found |= {document[key]: None for document in page}
-            if len(page) < BATCH:
-                break
-            after = page[-1][date], page[-1][key]  # leaps over the rest of a session on one date
-        return list(found)[:limit]
-
-    async def settle(self, session_key: str, *, through: int) -> None:
-        where = {
-            "user_key": owner(session_key),
-            "pending_in": session_key,
-            "last_seq": {"$lte": through},
-            "status": {"$ne": "running"},
-        }
-        gone = {"$unset": {"pending_since": "", "pending_in": ""}}
-        await self._db.update_all(TURNS, where, gone)
-
-    async def unsettle(self) -> None:
-        # The watermarks first: a turn that is pending below its watermark would be settled.
-        async for page in self._pages_of_sessions():
-            await self._set_back([s["_id"] for s in page], "lexical_through", "dense_through")
-        after = ""
-        while found := await self._db.find(
-            TURNS, {"_id": {"$gt": after}}, sort=(("_id", 1),), limit=1, show={"session_key": 1}
-        ):
-            key = found[0]["session_key"]
-            await self._make_pending(key, after=0)
-            after = f"{key};"  # ";" comes after ":"
-
-    async def unsettle_dense(self, *, reset: bool) -> None:
-        async for page in self._pages_of_sessions():
-            if reset:
-                await self._set_back([s["_id"] for s in page], "dense_through")
-            for session in page:
-                through = 0 if reset else session["dense_through"]
-                if through < session["last_seq"]:
-                    await self._make_pending(session["_id"], after=through)
-
-    async def _pages_of_sessions(self) -> AsyncIterator[list[Document]]:
-        show, after = {"last_seq": 1, "dense_through": 1}, ""
-        while page := await self._db.find(
-            SESSIONS, {"_id": {"$gt": after}}, sort=(("_id", 1),), limit=BATCH, show=show
-        ):
-            yield page
-            after = page[-1]["_id"]
-
-    async def _set_back(self, keys: list[str], *watermarks: str) -> None:
-        where, zero = {"_id": {"$in": keys}}, {"$set": dict.fromkeys(watermarks, 0)}
-        await self._db.update_many(SESSIONS, where, zero)
-
-    async def _make_pending(self, session_key: str, *, after: int) -> None:
-        moment = current()
-        while page := await self._db.find(
-            TURNS,
-            later_than(session_key, after),
-            sort=(("seq", 1),),
-            limit=BATCH,
-            show={"last_seq": 1},
-        ):
-            where = {
-                "user_key": owner(session_key),
-                "_id": {"$in": [document["_id"] for document in page]},
-                "pending_since": {"$exists": False},
-            }
-            await self._db.update_many(TURNS, where, {"$set": pending(session_key, moment)})
-            after = page[-1]["last_seq"]
-
     # --- sessions ------------------------------------------------------------------------------
 
     async def session(self, key: str) -> Session | None:
@@ -318,12 +221,18 @@ class MongoStore:
         return await self._db.insert(SESSIONS, [session_document(session)]) == 1
 
     async def change_session(
-        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+        self, key: str, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
         update = session_update(changes)
-        if summary_version is None:
+        if unchanged is None:
             return await self._db.update(SESSIONS, at(key), update)
-        where = {**at(key), "summary.version": summary_version}
+        where = {
+            **at(key),
+            "summary.version": unchanged.summary.version,
+            "created_at": unchanged.created_at,
+            "first_seq": unchanged.first_seq,
+            "erasing": {"$ne": True},
+        }
         return await self._db.update_once(SESSIONS, where, update)
 
     async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:

@@ -26,6 +26,12 @@ CREATE INDEX IF NOT EXISTS turns_pending ON turns (pending_since, session_key, u
     WHERE pending_since IS NOT NULL;
 CREATE INDEX IF NOT EXISTS turns_expiry ON turns (expires_at);
 CREATE INDEX IF NOT EXISTS turns_running ON turns (status) WHERE status = 'running';
+CREATE TABLE IF NOT EXISTS aside (
+    turn_id TEXT NOT NULL, message_id TEXT NOT NULL, reason TEXT NOT NULL, since REAL NOT NULL,
+    PRIMARY KEY (turn_id, message_id)
+) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS turns_gone AFTER DELETE ON turns
+    BEGIN DELETE FROM aside WHERE turn_id = OLD.id; END;
 CREATE TABLE IF NOT EXISTS sessions (
     key TEXT PRIMARY KEY, user_key TEXT NOT NULL, updated_at REAL NOT NULL,
     expires_at REAL NOT NULL, erasing INTEGER NOT NULL, body BLOB NOT NULL

@@ -29,9 +29,10 @@ from memory.stores.rows import (
     marks,
     put_session,
 )
+from memory.stores.sqlite_pending import SqlitePending
 
 
-class SqliteStore:
+class SqliteStore(SqlitePending):
     """A `TurnStore` in the file `path`; an exclusive lock on its folder keeps others out."""
 
     exclusive = True
@@ -86,16 +87,6 @@ class SqliteStore:
 
         return await self._db.transaction(work)
 
-    async def withdraw(self, turns: Sequence[Turn]) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            for turn in reversed(turns):
-                db.execute(
-                    "DELETE FROM turns WHERE id = ? AND token = ? AND status = ?",
-                    (turn.id, turn.token, turn.status),
-                )
-
-        await self._db.transaction(work)
-
     async def save(self, turn: Turn) -> bool:
         row = columns(turn)
 
@@ -118,6 +109,8 @@ class SqliteStore:
                 " WHERE id = ? AND token = ? AND status IN ('failed', 'interrupted')",
                 (*row[6:8], row[10], row[11], current().timestamp(), turn.id, was.token),
             )
+            if changed.rowcount == 1:
+                db.execute("DELETE FROM aside WHERE turn_id = ?", (turn.id,))
             return changed.rowcount == 1
 
         return await self._db.transaction(work)
@@ -237,54 +230,6 @@ class SqliteStore:
         )
         return [decode_turn(body) for body in rows]
 
-    async def pending(
-        self, *, user_key: str | None = None, finished: bool = False, limit: int = PAGE
-    ) -> list[str]:
-        chosen = "AND status != 'running' " if finished else ""
-        chosen += "AND user_key = ?" if user_key else ""
-        return await self._db.rows(
-            "SELECT session_key FROM turns WHERE pending_since IS NOT NULL "
-            f"{chosen} GROUP BY session_key ORDER BY min(pending_since) LIMIT ?",
-            (user_key, limit) if user_key else (limit,),
-        )
-
-    async def settle(self, session_key: str, *, through: int) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute(
-                "UPDATE turns SET pending_since = NULL WHERE session_key = ? AND last_seq <= ?"
-                " AND pending_since IS NOT NULL AND status != 'running'",
-                (session_key, through),
-            )
-
-        await self._db.transaction(work)
-
-    async def unsettle(self) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("UPDATE turns SET pending_since = created_at")
-            for (body,) in db.execute("SELECT body FROM sessions").fetchall():
-                session = msgspec.structs.replace(
-                    decode_session(body), lexical_through=0, dense_through=0
-                )
-                put_session(db, session)
-
-        await self._db.transaction(work)
-
-    async def unsettle_dense(self, *, reset: bool) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            for (body,) in db.execute("SELECT body FROM sessions").fetchall():
-                session = decode_session(body)
-                if reset and session.dense_through:
-                    session = msgspec.structs.replace(session, dense_through=0)
-                    put_session(db, session)
-                if session.dense_through < session.last_seq:
-                    db.execute(
-                        "UPDATE turns SET pending_since = created_at"
-                        " WHERE session_key = ? AND last_seq > ? AND pending_since IS NULL",
-                        (session.key, session.dense_through),
-                    )
-
-        await self._db.transaction(work)
-
     async def session(self, key: str) -> Session | None:
         rows = await self._db.rows("SELECT body FROM sessions WHERE key = ?", (key,))
         return decode_session(rows[0]) if rows else None
@@ -310,14 +255,14 @@ class SqliteStore:
         return await self._db.transaction(work)
 
     async def change_session(
-        self, key: str, changes: Mapping[str, Any], *, summary_version: int | None = None
+        self, key: str, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
         def work(db: sqlite3.Connection) -> bool:
             row = db.execute("SELECT body FROM sessions WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return False
             session = decode_session(row[0])
-            if summary_version is not None and session.summary.version != summary_version:
+            if unchanged is not None and not _is_unchanged(session, unchanged):
                 return False
             put_session(db, msgspec.structs.replace(session, **changes))
             return True
@@ -406,3 +351,11 @@ class SqliteStore:
             (before.timestamp(), limit),
         )
         return [decode_session(body) for body in rows]
+
+
+def _is_unchanged(session: Session, was: Session) -> bool:
+    return (
+        session.summary.version == was.summary.version
+        and (session.created_at, session.first_seq) == (was.created_at, was.first_seq)
+        and not session.erasing
+    )

@@ -196,14 +196,61 @@ def test_a_user_id_that_is_not_plain_text_is_400(client: httpx.Client, name: byt
     assert_problem(client.get("/v1/sessions", headers=headers), 400)
 
 
-@pytest.mark.parametrize("key", ["abc", "k" * 256, "a\tb", "a b"])
-def test_an_idempotency_key_is_refused_not_ignored(
-    client: httpx.Client, model: Model, session: str, key: str
+@pytest.mark.parametrize(
+    ("keys", "memory"),
+    [
+        ([b"k" * 256], True),
+        ([b"a\tb"], True),
+        ([b"a b"], True),
+        ([b""], True),
+        ([b"\xc3\xa4"], True),
+        ([b"\xe4"], True),
+        ([b"a", b"a"], True),
+        ([b"a"], False),
+        ([b"a"], "read"),
+    ],
+)
+def test_an_idempotency_key_that_cannot_count_is_400(
+    client: httpx.Client, model: Model, session: str, keys: list[bytes], memory: bool | str
 ) -> None:
-    headers = {"Idempotency-Key": key}
-    response = send(client, session, "turns", json=BODIES["turns"], headers=headers)
-    assert_problem(response, 400, "not_supported")
+    headers: Any = [(b"Idempotency-Key", key) for key in keys]
+    body = {**BODIES["turns"], "memory": memory}
+    response = send(client, session, "turns", json=body, headers=headers)
+    assert assert_problem(response, 400, "invalid_request")["field"] == "Idempotency-Key"
     assert model.requests() == []
+
+
+def test_the_longest_idempotency_key_counts(client: httpx.Client, session: str) -> None:
+    key = "".join(chr(33 + n % 94) for n in range(255))
+    for _ in range(2):
+        response = send(
+            client, session, "turns", json=BODIES["turns"], headers={"Idempotency-Key": key}
+        )
+        assert response.status_code == 200, response.text
+    assert response.headers["idempotency-replayed"] == "true"
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "{id}",
+        "{id}.1:x",
+        "{id}.1:t",
+        "{id}.1:t-1",
+        "{id}.x:e",
+        "{id}:a",
+        "x.1:a",
+        "{id}.1:a ;",
+        "%",
+    ],
+)
+def test_an_event_id_that_is_none_of_this_turn_is_400(
+    client: httpx.Client, session: str, last: str
+) -> None:
+    turn_id = send(client, session, "turns", json=BODIES["turns"]).json()["turn_id"]
+    headers = {"Last-Event-ID": last.format(id=turn_id)}
+    response = client.get(f"/v1/turns/{turn_id}/events", headers=headers)
+    assert assert_problem(response, 400, "invalid_request")["field"] == "Last-Event-ID"
 
 
 class Raw:

@@ -17,6 +17,8 @@ from api.conftest import CANARY
 ROUTES = {
     "/v1/sessions/{session_id}/turns": {"post"},
     "/v1/turns/{turn_id}": {"get"},
+    "/v1/turns/{turn_id}/events": {"get"},
+    "/v1/turns/{turn_id}/cancel": {"post"},
     "/v1/sessions/{session_id}/messages": {"get", "post"},
     "/v1/sessions/{session_id}/context": {"post"},
     "/v1/sessions": {"get"},
@@ -24,6 +26,7 @@ ROUTES = {
     "/v1/memories": {"get"},
     "/health/live": {"get"},
     "/health/ready": {"get"},
+    "/metrics": {"get"},
 }
 METHODS = {"get", "post", "put", "patch", "delete"}
 

@@ -12,9 +12,11 @@ SECRET = "The vault code is ninety-nine kumquats"
 def test_anothers_session_and_turns_look_unknown(
     client: httpx.Client, other: httpx.Client, session: str
 ) -> None:
-    turn = say(client, session, SECRET)
+    turn, nobodys = say(client, session, SECRET), f"{'0' * 65}:0000000001"
     pairs = (
-        ("GET", f"/v1/turns/{turn['turn_id']}", f"/v1/turns/{'0' * 65}:0000000001"),
+        ("GET", f"/v1/turns/{turn['turn_id']}", f"/v1/turns/{nobodys}"),
+        ("GET", f"/v1/turns/{turn['turn_id']}/events", f"/v1/turns/{nobodys}/events"),
+        ("POST", f"/v1/turns/{turn['turn_id']}/cancel", f"/v1/turns/{nobodys}/cancel"),
         ("GET", f"/v1/sessions/{session}", "/v1/sessions/unknown"),
         ("GET", f"/v1/sessions/{session}/messages", "/v1/sessions/unknown/messages"),
         ("DELETE", f"/v1/sessions/{session}", "/v1/sessions/unknown"),

@@ -32,6 +32,8 @@ ROUTES = (
     ("POST", "/v1/sessions/x/context"),
     ("POST", "/v1/sessions/x/turns"),
     ("GET", "/v1/turns/x"),
+    ("GET", "/v1/turns/x/events"),
+    ("POST", "/v1/turns/x/cancel"),
     ("GET", "/v1/memories"),
     ("GET", "/v1/me/export"),
     ("DELETE", "/v1/me"),

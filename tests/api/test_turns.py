@@ -180,20 +180,6 @@ def test_the_titles_are_the_first_characters_of_the_first_message(
     assert title.startswith(f"A {CANARY} is a small fruit")
 
 
-@pytest.mark.parametrize("key", ["abc", "x" * 256, "a b", "ä".encode().decode("latin-1")])
-def test_idempotency_keys_are_refused_as_long_as_they_are_not_kept(
-    client: httpx.Client, model: Model, session: str, key: str
-) -> None:
-    response = client.post(
-        f"/v1/sessions/{session}/turns",
-        json={"message": "hi"},
-        headers={b"Idempotency-Key": key.encode("latin-1")},  # type: ignore[dict-item]
-    )
-    problem = assert_problem(response, 400)
-    assert problem["code"] in ("not_supported", "invalid_request")
-    assert model.requests() == []
-
-
 def test_an_unknown_turn_is_404(client: httpx.Client, session: str) -> None:
     turn = say(client, session, "hi")
     unknown = client.get("/v1/turns/nothing")

@@ -28,7 +28,7 @@ from memory.models import (
     User,
     session_key,
 )
-from memory.stores.base import TurnStore
+from memory.stores.base import Aside, Signal, TurnStore
 from memory.stores.mongo import MongoStore
 from memory.stores.sqlite import SqliteStore
 
@@ -243,6 +243,58 @@ async def test_a_turn_is_run_again_only_as_it_was_seen(store: TurnStore) -> None
     assert stored.token == f"racer {won.index(True)}"
 
 
+async def test_a_key_that_is_forgotten_can_be_used_again(store: TurnStore) -> None:
+    old = msgspec.structs.replace(turn("old", "x", idempotency="k1"), receipt=RECEIPT)
+    await store.append([old])
+    await store.forget_key(old)
+    assert await store.by_idempotency(USER.key, ["k1"]) == {}
+    kept = msgspec.structs.replace(old, idempotency=f"t{old.id}")
+    assert await store.turn(old.id, now=NOON) == kept
+    assert await store.append([turn("new", seq=3, idempotency="k1")]) == 1
+    await store.forget_key(old)
+    assert seqs(list((await store.by_idempotency(USER.key, ["k1"])).values())) == [3]
+    await store.forget_key(turn("nobody", seq=9, idempotency="k9"))
+
+
+async def test_a_running_attempt_learns_what_other_processes_signal(store: TurnStore) -> None:
+    """A store of one process has nobody who could signal."""
+    mine, other = running(token="first"), running(session="other")
+    await store.append([mine])
+    await store.append([other])
+    await store.signal(mine, watched=NOON)
+    await store.signal(other, cancel=True, watched=None)
+    told = await store.signals([mine, other, running(99)])
+    if store.exclusive:
+        assert told == {}
+        return
+    assert told == {mine.id: Signal(False, NOON), other.id: Signal(True, None)}
+    await store.signal(mine, cancel=True, watched=None)
+    assert await store.signals([mine]) == {mine.id: Signal(True, NOON)}
+    assert await store.turn(mine.id, now=NOON) == mine, "a signal is no part of the turn"
+    assert await store.save(msgspec.structs.replace(mine, finish_reason="soon"))
+    assert (await store.signals([mine]))[mine.id].cancel, "and outlives its flushes"
+
+
+async def test_a_signal_reaches_no_other_attempt_and_none_that_has_ended(store: TurnStore) -> None:
+    first = msgspec.structs.replace(running(token="first"), status="failed")
+    await store.append([first])
+    await store.signal(first, cancel=True, watched=NOON)
+    for told in (await store.signals([first])).values():
+        assert told == Signal(False, None), "it has ended"
+    second = again(first, "second")
+    assert await store.rerun(second, was=first)
+    await store.signal(first, cancel=True, watched=None)
+    await store.signal(msgspec.structs.replace(second, attempt=9), cancel=True, watched=None)
+    for told in (await store.signals([second])).values():
+        assert not told.cancel
+    await store.signal(second, cancel=True, watched=None)
+    assert await store.save(msgspec.structs.replace(finished(second), status="failed"))
+    third = again(second, "third")
+    assert await store.rerun(third, was=second)
+    for told in (await store.signals([third])).values():
+        assert not told.cancel, "the attempt before was cancelled"
+
+
 async def test_turns_left_running_are_interrupted_with_their_answers_where_nobody_else_writes(
     store: TurnStore,
 ) -> None:
@@ -405,6 +457,102 @@ async def test_a_session_stays_pending_until_all_its_finished_turns_are_settled(
     assert await store.pending() == []
 
 
+async def test_a_turn_that_ran_again_is_settled_only_at_the_attempt_that_was_seen(
+    store: TurnStore,
+) -> None:
+    first = msgspec.structs.replace(running(3), status="interrupted")
+    await store.append([turn("q", "a"), first, turn("told", seq=5)])
+    second = again(first, "second")
+    assert await store.rerun(second, was=first)
+    assert await store.pending_reruns(KEY, through=9, limit=9) == [], "it runs"
+    await store.save(finished(second))
+    bare = msgspec.structs.replace(finished(second), receipt=None)
+    await store.settle(KEY, through=9)
+    assert await store.pending() == [KEY], "nobody has said which attempt was seen"
+    await store.settle(KEY, through=9, reruns={first.id: 1})
+    await store.settle(KEY, through=3, reruns={first.id: 2})
+    for through, expected in ((4, [bare]), (3, []), (9, [bare])):
+        assert await store.pending_reruns(KEY, through=through, limit=9) == expected
+    await store.settle(KEY, through=4, reruns={first.id: 2})
+    assert await store.pending() == []
+    assert await store.pending_reruns(KEY, through=9, limit=9) == []
+
+
+async def test_how_long_the_oldest_ended_turn_is_pending(store: TurnStore) -> None:
+    assert await store.pending_since() is None
+    mine = running(token="mine")
+    later = turn("q", "a", user=OTHER, at=NOON + MINUTE)
+    await store.append([mine])
+    assert await store.pending_since() is None, "it runs"
+    await store.append([later])
+    assert await store.pending_since() == NOON + MINUTE
+    await store.save(finished(mine))
+    assert await store.pending_since() == NOON
+    await store.settle(KEY, through=2)
+    assert await store.pending_since() == NOON + MINUTE
+    await store.settle(later.session_key, through=2)
+    assert await store.pending_since() is None
+
+
+# --- what was set aside ----------------------------------------------------------------------
+
+
+async def test_what_was_set_aside_is_listed_until_its_turn_goes(make: Opener) -> None:
+    store = make()
+    await store.open()
+    mine = running()
+    kept = turn("q", "a", seq=3, expires=NOON + MINUTE)
+    await store.append([mine, kept, turn("q", "a", user=OTHER)])
+    assert await store.aside() == []
+    listed = []
+    for n, message in enumerate((*mine.messages, kept.messages[1])):
+        at = NOON + (n // 2) * MINUTE
+        assert await store.set_aside(message.id, reason=f"r{n}", now=at)
+        listed.append(Aside(message.id, f"r{n}", at))
+    assert not await store.set_aside(f"{KEY}:0000000099.u", reason="gone", now=NOON)
+    assert sorted(await store.aside()) == sorted(listed)
+    assert await store.aside(limit=2) == (await store.aside())[:2]
+    # It outlives what is written to its turn, and a restart.
+    assert await store.save(finished(mine))
+    await store.settle(KEY, through=9)
+    await store.close()
+    store = make()
+    await store.open()
+    assert sorted(await store.aside()) == sorted(listed)
+    await store.delete_expired([KEY], before=NOON + MINUTE)
+    assert sorted(await store.aside()) == sorted(listed[:2])
+    await store.delete_session(KEY)
+    assert await store.aside() == []
+    await store.close()
+
+
+async def test_a_message_is_set_aside_once(store: TurnStore) -> None:
+    (message,) = turn("q").messages
+    await store.append([turn("q")])
+    for n in range(3):
+        assert await store.set_aside(message.id, reason=f"{n}", now=NOON + n * MINUTE)
+    assert await store.aside() == [Aside(message.id, "2", NOON + 2 * MINUTE)]
+
+
+@pytest.mark.parametrize("how", ["rerun", "unsettle", "reset"])
+async def test_what_is_projected_anew_is_not_aside_any_more(store: TurnStore, how: str) -> None:
+    failed = msgspec.structs.replace(running(), status="failed")
+    await store.append([failed])
+    await store.set_aside(failed.messages[0].id, reason="r", now=NOON)
+    await store.unsettle_dense(reset=False)
+    assert not await store.rerun(
+        again(failed, "x"), was=msgspec.structs.replace(failed, token="else")
+    )
+    assert len(await store.aside()) == 1
+    if how == "rerun":
+        assert await store.rerun(again(failed, "second"), was=failed)
+    elif how == "unsettle":
+        await store.unsettle()
+    else:
+        await store.unsettle_dense(reset=True)
+    assert await store.aside() == []
+
+
 async def test_a_running_turn_is_never_settled(store: TurnStore) -> None:
     mine = running()
     await store.append([mine])
@@ -508,14 +656,28 @@ async def test_a_summary_is_replaced_only_from_the_version_that_was_read(store: 
     await store.put_session(session())
     rolled = [Summary(text=f"by {n}", version=1, covers_through=2) for n in range(10)]
     won = await asyncio.gather(
-        *(store.change_session(KEY, {"summary": s}, summary_version=0) for s in rolled)
+        *(store.change_session(KEY, {"summary": s}, unchanged=session()) for s in rolled)
     )
     assert sorted(won) == [False] * 9 + [True]
     stored = await store.session(KEY)
     assert stored is not None
     assert stored.summary == rolled[won.index(True)]
-    assert not await store.change_session(KEY, {"summary": rolled[0]}, summary_version=0)
-    assert await store.change_session(KEY, {"summary": Summary(version=2)}, summary_version=1)
+    assert not await store.change_session(KEY, {"summary": rolled[0]}, unchanged=session())
+    second = Summary(version=2, unfiled=segment(1))
+    assert await store.change_session(KEY, {"summary": second}, unchanged=stored)
+    assert await store.session(KEY) == session(summary=second)
+
+
+@pytest.mark.parametrize(
+    "meanwhile", [{"created_at": NOON + MINUTE}, {"first_seq": 7}, {"erasing": True}]
+)
+async def test_a_summary_is_not_replaced_in_another_life_of_its_session(
+    store: TurnStore, meanwhile: dict[str, object]
+) -> None:
+    await store.put_session(session(**meanwhile))
+    rolled = {"summary": Summary(text="of before", version=1)}
+    assert not await store.change_session(KEY, rolled, unchanged=session())
+    assert await store.session(KEY) == session(**meanwhile)
 
 
 async def test_sessions_are_paged_by_their_last_activity(store: TurnStore) -> None:
@@ -608,7 +770,7 @@ async def test_of_many_that_claim_a_session_one_has_it(store: TurnStore) -> None
 
 def segment(first: int, text: str = "said", expires: datetime = NEVER, key: str = KEY) -> Segment:
     return Segment(session_key=key, first_seq=first, last_seq=first + 3, text=text,
-                   expires_at=expires)  # fmt: skip
+                   expires_at=expires, begun=NOON)  # fmt: skip
 
 
 async def test_segments_are_replaced_by_their_first_seq_and_read_in_order(

@@ -86,6 +86,26 @@ async def answer(client: httpx.AsyncClient, session: str, message: str, **more: 
     return response.json()
 
 
+async def asked(
+    client: httpx.AsyncClient, session: str, message: str, *, key: str, **more: Any
+) -> httpx.Response:
+    """The whole answer to one turn that has an idempotency key, whatever it is."""
+    return await client.post(
+        f"/v1/sessions/{session}/turns",
+        json={"message": message, "stream": False, **more},
+        headers={"Idempotency-Key": key},
+    )
+
+
+def said(response: httpx.Response) -> str:
+    """The answer's text, in whatever form it came."""
+    assert response.status_code == 200, response.text
+    if response.headers["content-type"].startswith("text/event-stream"):
+        return text_of(parse_all(response.text))
+    content: str = response.json()["assistant"]["content"]
+    return content
+
+
 async def history(client: httpx.AsyncClient, session: str) -> list[Any]:
     response = await client.get(f"/v1/sessions/{session}/messages", params={"limit": 1000})
     assert response.status_code == 200, response.text

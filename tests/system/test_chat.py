@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import random
 import re
 import select
 import subprocess
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from servers.proxy import Proxy
 
 from system.conftest import BY_WORDS
 from system.process import ROOT, Model, environment, serving, strata, strata_many, variables
@@ -66,6 +68,30 @@ async def test_it_talks_to_a_service_by_url_or_when_that_holds_the_folder(
         failed = strata("chat", "s", "--url", service.url, folder=elsewhere, text="hello\n/quit\n")
         assert failed.returncode == 0
         assert "model_error" in failed.stdout
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_was(
+    model: Model, folder: Path, rng: random.Random
+) -> None:
+    """R7, R9: the line is said once, its answer shown once and whole."""
+    text = " ".join(f"word{n}" for n in range(80))
+    model.mode("slow", delay=0.01, text=text)
+    with (
+        serving(folder / "served", fake=model, embedding=BY_WORDS) as service,
+        Proxy("127.0.0.1", int(service.url.rpartition(":")[2])) as proxy,
+    ):
+        proxy.mode("cut", after_bytes=rng.randrange(1500, 3500))
+        done = strata(
+            "chat", "s", "--url", f"http://127.0.0.1:{proxy.port}", folder=folder, text="tell me\n"
+        )
+        assert done.returncode == 0, done.stderr
+        assert proxy.accepted > 2
+        assert "".join(text.split()) in "".join(done.stdout.split())
+        assert done.stdout.count("word0") == 1
+        with service.sync_client() as client:
+            found = client.get("/v1/sessions/s/messages").json()["messages"]
+        assert [m["content"] for m in found] == ["tell me", text]
+    assert len(model.requests()) == 1
 
 
 def test_what_cannot_be_chatted_with_is_said_in_one_line(folder: Path) -> None:

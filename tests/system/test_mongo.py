@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from math import inf
@@ -25,7 +25,7 @@ from servers.proxy import Proxy
 from servers.repeating import Repeating
 from unit.builders import NOON, SESSION, USER, counter, dialogue, turn
 
-from memory import Ask, MemoryConfig
+from memory import Ask, MemoryConfig, Strata
 from memory.embeddings import DenseModel
 from memory.errors import ConfigError, StoreUnavailable
 from memory.factory import put_together
@@ -84,6 +84,15 @@ async def opened(url: str, **options: object) -> AsyncIterator[MongoStore]:
         await store.close()
 
 
+def bare(store: MongoStore) -> Strata:
+    """A memory without an index, in which nothing runs by itself."""
+    config = MemoryConfig.model_validate({"index": {"url": "none"}})
+    off = config.embedding.model_copy(update={"provider": "none"})
+    return put_together(
+        config, store=store, index=None, model=DenseModel(off), counter=counter(), summarizer=None
+    )
+
+
 def finished(running: Turn) -> Turn:
     assert running.assistant is not None
     answer = msgspec.structs.replace(running.assistant, content="answer", status="done")
@@ -117,41 +126,61 @@ async def test_a_turn_takes_two_reads_one_insert_and_one_update(mongo_url: str) 
         assert commands.take() == ["find"]
 
 
-async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str) -> None:
-    """An answer shorter than `partial_flush`, and what the session already holds."""
-    config = MemoryConfig.model_validate({"index": {"url": "none"}})
-    off = config.embedding.model_copy(update={"provider": "none"})
+@pytest.mark.parametrize("keyed", [False, True])
+async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str, keyed: bool) -> None:
+    """With what the session already holds; a key is one more find beside the others. Afterwards
+    each flush is one update."""
     commands = Commands()
     async with opened(mongo_url, timeout_seconds=5.0, listeners=[commands]) as store:
-        strata = put_together(
-            config, store=store, index=None, model=DenseModel(off), counter=counter(),
-            summarizer=None,
-        )  # fmt: skip
+        strata = bare(store)
         for n in range(3):
             commands.take()
             accepted = await strata.memory.accept(
-                Ask(user=USER, session_id=SESSION, question=f"question {n}")
+                Ask(
+                    user=USER,
+                    session_id=SESSION,
+                    question=f"question {n}",
+                    idempotency_key=f"key {n}" if keyed else None,
+                )
             )
-            assert commands.take() == ["find", "find", "insert"]
+            assert commands.take() == ["find"] * (2 + keyed) + ["insert"]
             context = await strata.memory.context(accepted)
+            assert commands.take() == []
+            for text in ("an", "an ans"):
+                await strata.memory.flush(accepted, text, context=context)
+                assert commands.take() == ["update"]
             await strata.memory.finish(accepted, "answer", status="done", context=context)
             assert commands.take() == ["update"]
             assert context.receipt.layers.window.messages == 2 * n
         await strata.projection.settled()
 
 
-async def test_session_and_turns_are_read_side_by_side(mongo: Mongo, mongo_url: str) -> None:
+async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_url: str) -> None:
     with Proxy(*mongo.address) as proxy:
         url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
         async with opened(url) as store:
             await asyncio.gather(*(store.load(KEY) for _ in range(3)))  # opens connections
             proxy.mode("latency", seconds=0.4)
-            seconds = []
-            for _ in range(3):  # one that has to connect anew takes longer
-                began = time.monotonic()
-                await store.load(KEY)
-                seconds.append(time.monotonic() - began)
-            assert 0.4 <= min(seconds) < 0.75
+
+            async def least_seconds(call: Callable[[int], Coroutine[Any, Any, Any]]) -> float:
+                seconds = []
+                for n in range(3):  # one that has to connect anew takes longer
+                    began = time.monotonic()
+                    await call(n)
+                    seconds.append(time.monotonic() - began)
+                return min(seconds)
+
+            assert 0.4 <= await least_seconds(lambda _: store.load(KEY)) < 0.75
+            memory = bare(store).memory
+
+            async def accept(n: int) -> None:
+                ask = Ask(
+                    user=USER, session_id=f"s{n}", question="q", idempotency_key=f"k{n}",
+                    recall="none",
+                )  # fmt: skip
+                memory.abandon(await memory.accept(ask))
+
+            assert 0.8 <= await least_seconds(accept) < 1.15, "one wait to read, one to insert"
 
 
 # --- repeated writes -------------------------------------------------------------------------
@@ -203,8 +232,8 @@ async def test_an_update_that_the_driver_repeats_counts_as_done(
     assert not await repeated.put_session(session)
     repeating.repeat("update")
     rolled = {"summary": Summary(text="rolled", version=1)}
-    assert await repeated.change_session(KEY, rolled, summary_version=0)
-    assert not await repeated.change_session(KEY, rolled, summary_version=0)
+    assert await repeated.change_session(KEY, rolled, unchanged=session)
+    assert not await repeated.change_session(KEY, rolled, unchanged=session)
     repeating.repeat("update")
     later = NOON + timedelta(minutes=1)
     assert await repeated.claim(KEY, worker="a", until=later, now=NOON)

@@ -13,6 +13,7 @@ import pytest
 from servers.mongo import Mongo
 from servers.proxy import Mode, Proxy
 
+from memory.recall import BREAK_AFTER
 from system.process import Model, Qdrant, serving
 from system.streams import Event, answer, ask, asking, history, text_of, until
 
@@ -93,6 +94,44 @@ async def test_an_index_server_that_is_away_costs_recall_only_and_catches_up(
             await until(lambda: recalled(client, "Xylophon"), 30)
             _, events = await first_token_seconds(client, "again")
             assert events[1].data["degraded"] in ([], ["embedding"])
+
+
+@pytest.mark.parametrize(("mode", "options"), [("blackhole", {}), ("refuse", {})])
+async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
+    model: Model, folder: Path, shared: Groups, to_qdrant: Proxy,
+    mode: Mode, options: dict[str, Any],
+) -> None:  # fmt: skip
+    """R11: after some failures answers go without recall at once, until a probe succeeds."""
+    shared["index"]["url"] = f"http://127.0.0.1:{to_qdrant.port}"
+    shared = {**shared, "recall": {"deadline": f"{DEADLINE}s"}}
+
+    async def searched(client: httpx.AsyncClient) -> tuple[float, list[str]]:
+        began = time.monotonic()
+        answered = await client.post("/v1/sessions/new/context", json={"query": QUESTION})
+        return time.monotonic() - began, answered.json()["receipt"]["degraded"]
+
+    async def breaker(client: httpx.AsyncClient) -> tuple[str, bool]:
+        metrics = (await client.get("/metrics")).text
+        ready = (await client.get("/health/ready", timeout=30)).json()
+        return ready["index"]["breaker"], 'strata_breakers_open{part="recall"} 1.0' in metrics
+
+    with serving(folder, fake=model, **shared) as service:
+        async with service.client() as client:
+            await answer(client, "old", FACT)
+            await until(lambda: recalled(client, "Valentina"))
+            assert await breaker(client) == ("closed", False)
+            to_qdrant.mode(mode, **options)
+            for _ in range(BREAK_AFTER):
+                assert (await searched(client))[1] == ["recall"]
+            found = [await searched(client) for _ in range(20)]
+            assert {tuple(degraded) for _, degraded in found} == {("recall",)}
+            assert median(seconds for seconds, _ in found) < DEADLINE / 3
+            state, counted = await breaker(client)
+            assert state != "closed"
+            assert counted
+            to_qdrant.mode("pass")
+            await until(lambda: recalled(client, "Valentina"), 30)
+            assert await breaker(client) == ("closed", False)
 
 
 @pytest.mark.parametrize(("mode", "options"), FAULTS)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sqlite3
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+from servers.mongo import Mongo
 
 from system.conftest import BY_WORDS
-from system.process import Model, serving
-from system.streams import Event, ask, asking, history, until
+from system.process import Model, Service, serving, wait_for
+from system.streams import Event, ask, asking, history, text_of, until
 
-STREAMS = 20
+STREAMS = 50
+GRACE_SECONDS = 3.0
+QUICK = "an answer of six quick words"
 
 
 async def test_a_stopped_service_closes_its_stores_and_says_so(model: Model, folder: Path) -> None:
@@ -34,56 +42,80 @@ async def test_sigint_stops_it_too(model: Model, folder: Path) -> None:
         assert not (folder / ".strata" / "serve.json").exists()
 
 
+async def stopped_under_load(service: Service, model: Model, running: Callable[[], int]) -> None:
+    """Half of the answers end within the grace, half would go on for long."""
+    half = STREAMS // 2
+    async with service.client("stopper", limits=httpx.Limits(max_connections=80)) as client:
+        await ask(client, "warm", "up")
+        model.mode("slow", delay=0.25, text=QUICK)
+        quick = [asyncio.create_task(ask(client, f"quick{n}", "how are you?")) for n in range(half)]
+        await until(lambda: len(model.requests()) == 1 + half)
+        model.mode("slow", delay=0.2, text="word " * 100)
+        slow = [
+            asyncio.create_task(ask(client, f"slow{n}", "tell me everything")) for n in range(half)
+        ]
+        await until(lambda: len(model.requests()) == 1 + STREAMS)
+        assert running() >= half
+        began = time.monotonic()
+        service.child.signal(signal.SIGTERM)
+        ready = await _until_answered(client, "/health/ready", 503)
+        assert ready.json()["status"] == "stopping"
+        refused = await client.post("/v1/sessions/new/turns", json={"message": "one more?"})
+        assert refused.status_code == 503
+        assert refused.json()["code"] == "shutting_down"
+        assert "retry-after" in refused.headers
+        ended: list[list[Event]] = await asyncio.gather(*quick, *slow)
+    assert await asyncio.to_thread(service.child.wait) == 0
+    assert time.monotonic() - began < GRACE_SECONDS + 4
+    assert running() == 0
+    outcomes = [events[-1] for events in ended]
+    assert [event.name for event in outcomes[:half]] == ["done"] * half
+    for event in outcomes[half:]:
+        assert event.name == "error"
+        assert event.data["code"] == "shutting_down"
+        assert event.data["retryable"] is True
+    model.forget()
+    service.start()
+    async with service.client("stopper") as client:
+        for n in range(half):
+            _, answer = await history(client, f"quick{n}")
+            assert (answer["content"], answer["status"]) == (QUICK, "done")
+            assert text_of(ended[n]) == QUICK
+            _, answer = await history(client, f"slow{n}")
+            streamed = ended[half + n]
+            assert (answer["content"], answer["status"]) == (text_of(streamed), "partial")
+            turn = (await client.get(f"/v1/turns/{streamed[0].data['turn_id']}")).json()
+            assert turn["status"] == "partial"
+            # Its session waits for no lease.
+        assert (await ask(client, "slow0", "and on?"))[-1].name == "done"
+
+
 async def test_running_answers_end_within_grace_or_are_kept_as_partial(
     model: Model, folder: Path
 ) -> None:
-    """R19 with 20 streams: half end within the grace, half would go on for long."""
-    grace = 1.5
-    with serving(folder, fake=model, embedding=BY_WORDS, server={"grace": f"{grace}s"}) as service:
-        async with service.client("stopper", limits=httpx.Limits(max_connections=50)) as client:
-            await ask(client, "warm", "up")
-            model.mode("slow", delay=0.1, text="a quick answer")
-            quick = [
-                asyncio.create_task(ask(client, f"quick{n}", "how are you?"))
-                for n in range(STREAMS // 2)
-            ]
-            await until(lambda: len(model.requests()) == 1 + STREAMS // 2)
-            model.mode("slow", delay=0.2, text="word " * 100)
-            slow = [
-                asyncio.create_task(ask(client, f"slow{n}", "tell me everything"))
-                for n in range(STREAMS // 2)
-            ]
-            await until(lambda: len(model.requests()) == 1 + STREAMS)
-            began = time.monotonic()
-            service.child.signal(signal.SIGTERM)
-            ready = await _until_answered(client, "/health/ready", 503)
-            assert ready.json()["status"] == "stopping"
-            refused = await client.post("/v1/sessions/new/turns", json={"message": "one more?"})
-            assert refused.status_code == 503
-            assert refused.json()["code"] == "shutting_down"
-            assert "retry-after" in refused.headers
-            ended: list[list[Event]] = await asyncio.gather(*quick, *slow)
-        assert await asyncio.to_thread(service.child.wait) == 0
-        assert time.monotonic() - began < grace + 4
-        outcomes = [events[-1] for events in ended]
-        assert [e.name for e in outcomes[: STREAMS // 2]] == ["done"] * (STREAMS // 2)
-        for event in outcomes[STREAMS // 2 :]:
-            assert event.name == "error"
-            assert event.data["code"] == "shutting_down"
-            assert event.data["retryable"] is True
-        model.forget()
-        service.start()
-        async with service.client("stopper") as client:
-            for n in range(STREAMS // 2):
-                _, answer = await history(client, f"quick{n}")
-                assert (answer["content"], answer["status"]) == ("a quick answer", "done")
-                _, answer = await history(client, f"slow{n}")
-                assert answer["status"] == "partial"
-                streamed = ended[STREAMS // 2 + n]
-                text = "".join(e.data["text"] for e in streamed if e.name == "token")
-                assert answer["content"].startswith(text)
-                turn = (await client.get(f"/v1/turns/{streamed[0].data['turn_id']}")).json()
-                assert turn["status"] == "partial"
+    """R19 with 50 streams and SQLite."""
+
+    def running() -> int:
+        with closing(sqlite3.connect(folder / ".strata" / "strata.db")) as db:
+            found = db.execute("SELECT count(*) FROM turns WHERE status = 'running'").fetchone()
+        return int(found[0])
+
+    server = {"grace": f"{GRACE_SECONDS}s"}
+    with serving(folder, fake=model, embedding=BY_WORDS, server=server) as service:
+        await stopped_under_load(service, model, running)
+
+
+async def test_workers_end_their_answers_within_grace_or_keep_them_as_partial(
+    model: Model, folder: Path, shared: dict[str, dict[str, Any]], mongo: Mongo
+) -> None:
+    """R19 with 50 streams, MongoDB and two workers."""
+    turns = mongo.client[urlsplit(shared["store"]["url"]).path[1:]]["turns"]
+    shared = {**shared, "server": {"grace": f"{GRACE_SECONDS}s", "workers": 2}}
+    with serving(folder, fake=model, **shared) as service:
+        wait_for(lambda: len(service.events("worker.serving")) == 2)
+        await stopped_under_load(
+            service, model, lambda: turns.count_documents({"status": "running"})
+        )
 
 
 async def test_turns_that_wait_for_their_session_are_refused_when_it_stops(

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import httpx
-import pytest
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
@@ -140,77 +139,6 @@ async def test_two_turns_of_one_session_go_one_after_the_other(
         "first answer of the model",
         "second question",
     ]
-
-
-async def test_many_turns_at_once_alternate_and_none_is_lost(
-    client: httpx.AsyncClient, model: Model, session: str
-) -> None:
-    """R3 with 12 requests."""
-    turns = 12
-    model.mode("slow", delay=0.01)
-    answers = await asyncio.gather(
-        *(ask(client, session, f"question number {n}") for n in range(turns))
-    )
-    assert [events[-1].name for events in answers] == ["done"] * turns
-    found = await history(client, session)
-    assert [m["role"] for m in found] == ["user", "assistant"] * turns
-    assert [m["seq"] for m in found] == list(range(1, 2 * turns + 1))
-    for question, reply in zip(found[::2], found[1::2], strict=True):
-        assert reply["content"] == f"You said: {question['content']}"
-    asked = {m["content"] for m in found[::2]}
-    assert asked == {f"question number {n}" for n in range(turns)}
-    for place, request in enumerate(model.requests()):
-        earlier = [m["content"] for m in found[: 2 * place + 1]]
-        assert [m["content"] for m in request["messages"]][1:] == earlier
-
-
-async def test_waiting_turns_of_a_session_keep_their_order_of_arrival(
-    client: httpx.AsyncClient, model: Model, session: str
-) -> None:
-    """DESIGN §4: in arrival order within a process."""
-    model.mode("slow", delay=0.05)
-    tasks = [asyncio.create_task(ask(client, session, "number 0"))]
-    await until(model.requests)
-    model.mode("ok")
-    for n in range(1, 5):
-        tasks.append(asyncio.create_task(ask(client, session, f"number {n}")))
-        await asyncio.sleep(0.03)
-    await asyncio.gather(*tasks)
-    asked = [m["content"] for m in await history(client, session) if m["role"] == "user"]
-    assert asked == [f"number {n}" for n in range(5)]
-
-
-@pytest.mark.parametrize("wait", ["0", "300ms"])
-async def test_a_busy_session_is_409_after_the_configured_wait(
-    model: Model, folder: Path, wait: str
-) -> None:
-    """R5."""
-    model.mode("hang_after", chunks=1, text="wait for it")
-    with serving(folder, fake=model, embedding=BY_WORDS, session={"wait": wait}) as service:
-        async with service.client() as client, asking(client, "s", "first") as events:
-            async for event in events:
-                if event.name == "token":
-                    break
-            for stream in (True, False):
-                began = time.monotonic()
-                response = await client.post(
-                    "/v1/sessions/s/turns", json={"message": "second", "stream": stream}
-                )
-                elapsed = time.monotonic() - began
-                assert response.status_code == 409
-                assert response.headers["content-type"] == "application/problem+json"
-                assert response.json()["code"] == "session_busy"
-                assert int(response.headers["retry-after"]) >= 1
-                expected = 0.3 if wait == "300ms" else 0
-                assert expected - 0.01 <= elapsed < expected + 0.3
-            other = await client.post(
-                "/v1/sessions/s/messages",
-                json={"messages": [{"role": "user", "content": "recorded"}]},
-            )
-            assert other.status_code == 409, "recording waits for a running turn as a turn does"
-            found = await history(client, "s")
-            assert [m["content"] for m in found] == ["first", found[1]["content"]]
-            assert found[1]["status"] == "running"
 
 
 async def test_a_turn_waits_for_messages_that_are_being_recorded(

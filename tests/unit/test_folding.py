@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from memory import Ask, Strata
+from memory.breaker import Breaker
 from memory.folding import Folding
 from memory.gates import SessionLocks
 from memory.lifetimes import new_session
 from memory.models import NEVER, Segment, Session, Summary, Turn, now, session_key
-from memory.stores.base import PAGE
+from memory.stores.base import PAGE, TurnStore
+from memory.summary import Suspending
 from memory.window import living, turn_tokens
 from unit.builders import SESSION, USER, counter, eventually, opened, say, turn
 from unit.texts import odd_text
@@ -43,10 +45,19 @@ async def check_each_seq_stands_once(strata: Strata) -> None:
         shown = after[-layer.messages :]
         assert (layer.first_seq, layer.last_seq) == (shown[0].seq, shown[-1].seq)
         assert shown[0].seq > covered
-    segments = await strata.store.segments(KEY, now=now())
+    segments = await segments_of(strata)
     ends = [0, *(s.last_seq for s in segments)]
     assert [s.first_seq for s in segments] == [end + 1 for end in ends[:-1]]
     assert ends[-1] == covered
+
+
+async def segments_of(strata: Strata) -> list[Segment]:
+    """Every segment that was committed, the last one maybe not filed yet."""
+    last = (await summary_of(strata)).unfiled
+    filed = await strata.store.segments(KEY, now=now())
+    if last is None:
+        return filed
+    return [s for s in filed if s.first_seq != last.first_seq] + [last]
 
 
 async def summary_of(strata: Strata) -> Summary:
@@ -72,11 +83,33 @@ class Model:
         return self.answer
 
 
-def another_worker(strata: Strata, model: Model | None = None) -> Folding:
+def another_worker(
+    strata: Strata, model: Model | None = None, *, store: TurnStore | None = None
+) -> Folding:
     return Folding(
-        store=strata.store, counter=strata.counter, config=strata.config, locks=SessionLocks(),
-        summarizer=model,
+        store=store or strata.store, counter=strata.counter, config=strata.config,
+        locks=SessionLocks(), summarizer=model,
     )  # fmt: skip
+
+
+class Halting:
+    """A store that stops before its next write of this kind, until it is released or killed."""
+
+    def __init__(self, inner: TurnStore, before: str) -> None:
+        self._inner, self._before = inner, before
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        return self._halted(found) if name == self._before else found
+
+    def _halted(self, write: Any) -> Any:
+        async def halted(*args: Any, **more: Any) -> Any:
+            self.reached.set()
+            await self.go_on.wait()
+            return await write(*args, **more)
+
+        return halted
 
 
 async def fill(strata: Strata, turns: int, *, start: int = 0) -> None:
@@ -197,6 +230,35 @@ async def test_a_model_that_fails_leaves_a_degraded_extract_and_the_watermark_ad
         await check_each_seq_stands_once(strata)
 
 
+async def test_a_model_that_keeps_failing_is_not_asked_for_every_fold_but_tried_again_later(
+    tmp_path: Path,
+) -> None:
+    model, clock = Model(RuntimeError("down")), [0.0]
+    async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
+        breaker = Breaker(failures=2, probe_seconds=30.0, clock=lambda: clock[0])
+        strata.folding.breaker = breaker
+        strata.folding._summarizer = Suspending(model, breaker)
+        for n in range(4):
+            await fill(strata, 6, start=6 * n)
+            await strata.settled()
+            assert (await summary_of(strata)).degraded
+            await check_each_seq_stands_once(strata)
+        assert len(model.calls) == 2
+        assert breaker.state == "open"
+        model.answer = "They met."
+        await fill(strata, 6, start=24)
+        await strata.settled()
+        assert (await summary_of(strata)).degraded
+        clock[0] += 30.0
+        await fill(strata, 6, start=30)
+        await strata.settled()
+        summary = await summary_of(strata)
+        assert not summary.degraded
+        assert "They met." in summary.text
+        assert breaker.state == "closed"
+        await check_each_seq_stands_once(strata)
+
+
 # --- races -----------------------------------------------------------------------------------
 
 
@@ -255,6 +317,59 @@ async def test_a_slow_worker_overwrites_nothing_that_was_folded_meanwhile(tmp_pa
         await check_each_seq_stands_once(strata)
 
 
+@pytest.mark.parametrize("halt", ["change_session", "put_segment"])
+async def test_of_two_workers_with_other_plans_the_first_commit_counts_with_its_segment(
+    tmp_path: Path, stored_in: dict[str, str], halt: str
+) -> None:
+    """R14: they fold the same session from the same message on, but not to the same one."""
+    async with opened(tmp_path, budget=SMALL, store=stored_in) as strata:
+        await fill(strata, 6)
+        await strata.sessions.session(KEY)
+        slow = Halting(strata.store, halt)
+        fold = asyncio.create_task(another_worker(strata, store=slow).fold(KEY))
+        await asyncio.wait_for(slow.reached.wait(), 10)
+        first = await summary_of(strata)
+        assert first.version == (0 if halt == "change_session" else 1)
+        await check_each_seq_stands_once(strata)
+        await fill(strata, 6, start=6)
+        other = asyncio.create_task(another_worker(strata).fold(KEY))
+        if halt == "change_session":  # SQLite has no claims: its one process has its locks
+            if strata.store.exclusive:
+                await other
+                assert (await summary_of(strata)).covers_through > 12
+            await check_each_seq_stands_once(strata)
+        slow.go_on.set()
+        await asyncio.gather(fold, other)
+        assert (await summary_of(strata)).unfiled is None
+        await check_each_seq_stands_once(strata)
+
+
+@pytest.mark.parametrize("halt", ["change_session", "put_segment"])
+async def test_a_fold_that_is_killed_at_its_writes_is_done_or_finished_by_the_next(
+    tmp_path: Path, stored_in: dict[str, str], halt: str
+) -> None:
+    """R14: a crash before the commit leaves nothing; one after it leaves the segment to file."""
+    short = {"session": {"lease": "200ms"}, "budget": SMALL, "store": stored_in}
+    async with opened(tmp_path, **short) as strata:
+        await fill(strata, 6)
+        await strata.sessions.session(KEY)
+        slow = Halting(strata.store, halt)
+        fold = asyncio.create_task(another_worker(strata, store=slow).fold(KEY))
+        await asyncio.wait_for(slow.reached.wait(), 10)
+        fold.cancel()
+        await asyncio.gather(fold, return_exceptions=True)
+        left = await summary_of(strata)
+        assert (left.version, left.unfiled is None) == ((0, True) if halt == "change_session"
+                                                        else (1, False))  # fmt: skip
+        assert await strata.store.segments(KEY, now=now()) == []
+        await check_each_seq_stands_once(strata)
+        await fill(strata, 6, start=6)
+        await strata.settled()
+        assert (await summary_of(strata)).unfiled is None
+        assert len(await strata.store.segments(KEY, now=now())) == 1 + left.version
+        await check_each_seq_stands_once(strata)
+
+
 async def test_a_fold_that_is_killed_before_its_write_is_done_again(tmp_path: Path) -> None:
     model = Model("They met.", held=True)
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
@@ -302,11 +417,12 @@ def said(seq: int, text: str, expires: datetime = NEVER) -> Turn:
 
 
 async def prepared(
-    strata: Strata, turns: Sequence[Turn], summary: Summary, segments: Sequence[Segment]
-) -> Session:
+    strata: Strata, turns: Sequence[Turn], summary: Summary, segments: Sequence[Segment],
+    *, begun: datetime | None = None,
+) -> Session:  # fmt: skip
     session = msgspec.structs.replace(
-        new_session(USER.key, SESSION, now()), summary=summary, last_seq=turns[-1].last_seq,
-        title="t", expires_at=NEVER,
+        new_session(USER.key, SESSION, begun or now()), summary=summary,
+        last_seq=turns[-1].last_seq, title="t", expires_at=NEVER,
     )  # fmt: skip
     assert await strata.store.append(turns) == len(turns)
     await strata.store.put_session(session)
@@ -377,6 +493,43 @@ async def test_rolling_anew_leaves_out_what_expired_and_keeps_the_rest(tmp_path:
         summary = await summary_of(strata)
         assert summary.text == "8 May 2024:\nUser: I met Ottoline."
         assert (summary.version, summary.covers_through, summary.expires_at) == (4, 8, NEVER)
+
+
+async def test_rolling_anew_knows_the_segment_that_a_crash_left_and_no_stray_ones(
+    tmp_path: Path, stored_in: dict[str, str]
+) -> None:
+    hour = {"memory": "1h"}
+    async with opened(tmp_path, budget=SMALL, ttl=hour, store=stored_in) as strata:
+        past, begun = now() - timedelta(seconds=1), now()
+        last = msgspec.structs.replace(segment(5, 8, "8 May 2024:\nUser: I met Ottoline."),
+                                       begun=begun)  # fmt: skip
+        old = Summary(text="Canary.", version=3, covers_through=8, expires_at=past, unfiled=last)
+        segments = [
+            segment(1, 4, "8 May 2024:\nUser: I met Bruno."),
+            segment(5, 6, "8 May 2024:\nUser: The loser of a race met the Canary."),
+            segment(9, 12, "8 May 2024:\nUser: A fold never committed met the Canary."),
+            msgspec.structs.replace(
+                segment(2, 3, "8 May 2024:\nUser: In another life I met the Canary."),
+                begun=begun - timedelta(days=1),
+            ),
+        ]
+        session = await prepared(strata, [said(9, "hello")], old, segments, begun=begun)
+        await strata.folding.refold(session)
+        summary = await summary_of(strata)
+        assert summary.text == "8 May 2024:\nUser: I met Bruno.\nUser: I met Ottoline."
+        assert (summary.version, summary.covers_through, summary.unfiled) == (4, 8, None)
+        assert last in await strata.store.segments(KEY, now=now()), "it is filed now"
+
+
+async def test_a_segment_that_expired_before_it_was_filed_is_never_filed(tmp_path: Path) -> None:
+    async with opened(tmp_path, budget=SMALL, ttl={"memory": "1h"}) as strata:
+        past = now() - timedelta(seconds=1)
+        old = Summary(text="Canary.", version=3, covers_through=8, expires_at=past,
+                      unfiled=segment(1, 8, "8 May 2024:\nUser: The Canary.", past))  # fmt: skip
+        session = await prepared(strata, [said(9, "hello")], old, [])
+        await strata.folding.refold(session)
+        assert await summary_of(strata) == Summary(version=4, covers_through=8)
+        assert await strata.store.segments(KEY, now=past - timedelta(hours=1)) == []
 
 
 async def test_a_fold_whose_messages_expire_while_it_is_written_stores_nothing_of_them(

@@ -14,10 +14,11 @@ ROOT = PACKAGE.parent
 TIERS = (
     ("models", "errors"),
     ("config", "tokens", "passages", "language", "sparse", "question", "packing", "lifetimes",
-     "gates", "scoring", "points", "documents", "stores.base", "indexes.base"),
+     "gates", "breaker", "scoring", "points", "documents", "stores.base", "indexes.base"),
     ("window", "summary", "recall", "context", "stores", "indexes", "embeddings"),
-    ("rereading", "folding", "projection", "erasing", "sweeper", "library", "orchestrator",
-     "opening", "idempotency", "recording", "conversations", "sessions", "factory", "langchain"),
+    ("rereading", "folding", "indexing", "steps", "projection", "erasing", "sweeper", "library",
+     "orchestrator", "opening", "idempotency", "recording", "conversations", "sessions", "factory",
+     "langchain"),
 )  # fmt: skip
 WEB = {"litestar", "starlette", "uvicorn", "fastapi", "granian", "service", "evals"}
 ONLY_IN = {
@@ -26,7 +27,12 @@ ONLY_IN = {
     "bson": ("stores/connection.py",),
     "qdrant_edge": ("indexes/", "sparse.py"),
     "qdrant_client": ("indexes/", "sparse.py"),
-    "sqlite3": ("stores/sqlite.py", "stores/database.py", "stores/rows.py"),
+    "sqlite3": (
+        "stores/sqlite.py",
+        "stores/sqlite_pending.py",
+        "stores/database.py",
+        "stores/rows.py",
+    ),
     "fastembed": ("embeddings.py",),
     "tiktoken": ("tokens.py",),
 }

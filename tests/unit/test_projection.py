@@ -2,23 +2,28 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import memory
 from memory import Ask, Incoming, Strata
+from memory.documents import answered
 from memory.embeddings import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
 from memory.indexes.base import Point
-from memory.models import Message, Session, now, session_key
+from memory.models import Message, Session, Turn, now, session_key, turn_of
 from memory.passages import cut
-from memory.projection import BATCH_TURNS
+from memory.projection import BACKOFF_SECONDS, FAILURES, JITTER
 from memory.sparse import SparseVector, embed_query
+from memory.steps import BATCH_TURNS
 from memory.stores.base import PAGE
 from unit.builders import (
     SESSION,
@@ -261,6 +266,29 @@ class Flaky(IndexAround):
         await self.inner.flush()
 
 
+class Away(IndexAround):
+    """Refuses everything while it is away, and whenever it does not answer."""
+
+    away = False
+    answers: Callable[[], bool] = staticmethod(lambda: True)
+
+    def _there(self) -> None:
+        if self.away or not self.answers():
+            raise IndexUnavailable("away")
+
+    async def upsert(self, points: Sequence[Point]) -> None:
+        self._there()
+        await self.inner.upsert(points)
+
+    async def update_sparse(self, vectors: Sequence[tuple[str, SparseVector]]) -> None:
+        self._there()
+        await self.inner.update_sparse(vectors)
+
+    async def delete_messages(self, *, user: str, messages: Sequence[str]) -> None:
+        self._there()
+        await self.inner.delete_messages(user=user, messages=messages)
+
+
 async def test_what_was_said_while_the_index_was_away_is_caught_up(tmp_path: Path) -> None:
     async with assembled(tmp_path, model=None, around=Flaky) as strata:
         flaky = strata.index
@@ -442,3 +470,309 @@ async def test_the_background_catches_up_by_itself(tmp_path: Path) -> None:
             return bool(await found_by_words(strata, "dog"))
 
         await eventually(found)
+
+
+# --- poison ----------------------------------------------------------------------------------
+
+MARKER = "cursedword"
+
+
+class Choking(LetterEmbeddings):
+    """Fails on a marker; away altogether when it is told to be."""
+
+    away = False
+
+    def embed_query(self, text: str) -> list[float]:
+        if self.away or MARKER in text:
+            raise ValueError(f"cannot read {text}")
+        return super().embed_query(text)
+
+
+async def loaded(embeddings: LetterEmbeddings) -> LateModel:
+    model = LateModel(embeddings)
+    model.release.set()
+    return model
+
+
+async def fail(strata: Strata, times: int, key: str = KEY) -> None:
+    """Let this session's projection be tried so often."""
+    for _ in range(times):
+        strata.projection.wake(key)
+        await strata.projection.run_once()
+
+
+async def aside(strata: Strata) -> dict[str, str]:
+    """The texts of the messages that were set aside, and why."""
+    found = {}
+    for message_id, reason, _ in await strata.store.aside():
+        turns = await strata.store.turns([turn_of(message_id)], now=now())
+        text = next(m.content for t in turns.values() for m in t.messages if m.id == message_id)
+        found[text] = reason
+    return found
+
+
+async def test_a_message_on_which_the_embedder_chokes_is_set_aside_and_blocks_nobody(
+    tmp_path: Path,
+) -> None:
+    """R17: others are done, its own words are found, and it is visible after a restart."""
+    async with assembled(tmp_path, model=await loaded(Choking())) as strata:
+        await strata.model_loaded.wait()
+        await tell(strata, "before", f"the {MARKER} itself", "penguins")
+        await tell(strata, "elsewhere", session="other")
+        await fail(strata, FAILURES - 1)
+        assert await aside(strata) == {}
+        assert await found_by_meaning(strata) == {"elsewhere"}
+        assert "penguins" in await found_by_words(strata, "penguins"), "words are there at once"
+        await fail(strata, 1)
+        assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
+        assert await found_by_meaning(strata) == {"before", "penguins", "elsewhere"}
+        assert f"the {MARKER} itself" in await found_by_words(strata, MARKER)
+        await strata.settled()
+        assert await strata.store.pending() == []
+        assert (await stored(strata)).dense_through == 3
+        await tell(strata, "and on")
+        await strata.settled()
+        assert "and on" in await found_by_meaning(strata)
+    async with opened(tmp_path) as strata:
+        assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
+        await strata.library.delete_session(USER, SESSION)
+        assert await strata.store.aside() == []
+
+
+async def test_of_a_turn_only_the_message_that_is_the_fault_is_set_aside(tmp_path: Path) -> None:
+    async with assembled(tmp_path, model=await loaded(Choking())) as strata:
+        await strata.model_loaded.wait()
+        await say(strata, f"what is {MARKER}?", "I do not know.")
+        await fail(strata, FAILURES)
+        assert await aside(strata) == {f"what is {MARKER}?": "embedding"}
+        assert await found_by_meaning(strata) == {"I do not know."}
+        await strata.settled()
+
+
+async def test_an_embedder_that_is_away_poisons_nothing(tmp_path: Path) -> None:
+    choking = Choking()
+    async with assembled(tmp_path, model=await loaded(choking)) as strata:
+        await strata.model_loaded.wait()
+        choking.away = True
+        await tell(strata, "before", f"the {MARKER} itself")
+        await fail(strata, 4 * FAILURES)
+        assert await aside(strata) == {}
+        choking.away = False
+        await fail(strata, 1)
+        assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
+        assert await found_by_meaning(strata) == {"before"}
+        await strata.settled()
+
+
+async def test_an_index_that_is_away_for_long_poisons_nothing_and_is_complete_afterwards(
+    tmp_path: Path,
+) -> None:
+    """R11."""
+    async with assembled(tmp_path, around=Away) as strata:
+        index = strata.index
+        assert isinstance(index, Away)
+        index.away = True
+        for n in range(4 * FAILURES):
+            await say(strata, f"question {n}", f"answer {n}", recall="none")
+            await fail(strata, 1)
+        assert await aside(strata) == {}
+        index.away = False
+        await fail(strata, 1)
+        await strata.settled()
+        assert await aside(strata) == {}
+        assert await points(strata) == 8 * FAILURES
+        assert (await stored(strata)).lexical_through == 8 * FAILURES
+
+
+async def test_an_index_that_comes_and_goes_poisons_nothing(
+    tmp_path: Path, rng: random.Random
+) -> None:
+    async with assembled(tmp_path, around=Away) as strata:
+        index = strata.index
+        assert isinstance(index, Away)
+        index.answers = lambda: rng.random() < 0.1
+        await tell(strata, *(f"statement {n}" for n in range(20)))
+        for _ in range(60):
+            await fail(strata, 1)
+        assert await aside(strata) == {}
+        index.answers = lambda: True
+        await strata.settled()
+        assert await points(strata) == 20
+
+
+async def test_a_message_that_the_index_refuses_is_set_aside(tmp_path: Path) -> None:
+    class Refusing(IndexAround):
+        async def upsert(self, points: Sequence[Point]) -> None:
+            if any(p.document and MARKER in p.document["page_content"] for p in points):
+                raise IndexUnavailable("400")
+            await self.inner.upsert(points)
+
+    async with assembled(tmp_path, around=Refusing, model=await loaded(Choking())) as strata:
+        await strata.model_loaded.wait()
+        await tell(strata, "before", f"the {MARKER} itself", "after")
+        await fail(strata, FAILURES)
+        assert (await aside(strata))[f"the {MARKER} itself"] in ("index", "embedding")
+        assert await found_by_meaning(strata) == {"before", "after"}
+        await strata.settled()
+        assert await strata.store.pending() == []
+
+
+async def test_what_crashes_on_one_text_holds_up_neither_other_sessions_nor_its_own(
+    tmp_path: Path,
+) -> None:
+    class Crashing(IndexAround):
+        async def upsert(self, points: Sequence[Point]) -> None:
+            if any(p.document and MARKER in p.document["page_content"] for p in points):
+                raise ZeroDivisionError
+            await self.inner.upsert(points)
+
+    async with assembled(tmp_path, around=Crashing) as strata:
+        await tell(strata, f"the {MARKER} itself", "after")
+        await tell(strata, "elsewhere", session="other")
+        await fail(strata, FAILURES)
+        assert await aside(strata) == {f"the {MARKER} itself": "ZeroDivisionError"}
+        assert await points(strata) == 2
+        await strata.settled()
+
+
+@pytest.mark.parametrize("text", ["x", "word " * 12_800, "字" * 21_333, "a" * 64_000])
+async def test_the_longest_and_the_emptiest_messages_are_no_poison(
+    tmp_path: Path, text: str
+) -> None:
+    async with assembled(tmp_path, model=await loaded(Choking())) as strata:
+        await strata.model_loaded.wait()
+        await tell(strata, "before", text, "after")
+        accepted = await strata.memory.accept(Ask(user=USER, session_id=SESSION, question="q"))
+        await strata.memory.finish(accepted, "", status="failed", context=None)
+        await strata.settled()
+        assert await aside(strata) == {}
+        assert await strata.store.pending() == []
+        assert await found_by_meaning(strata) == {"before", text, "after", "q"}
+
+
+async def test_retries_come_later_and_later_and_not_all_at_once(tmp_path: Path) -> None:
+    """`BACKOFF_SECONDS` with jitter, each session its own."""
+    async with assembled(tmp_path, around=Away) as strata:
+        index = strata.index
+        assert isinstance(index, Away)
+        index.away = True
+        names = [f"s{n}" for n in range(8)]
+        for name in names:
+            await tell(strata, "hello", session=name)
+        for times, delay in enumerate(BACKOFF_SECONDS, start=1):
+            for name in names:
+                strata.projection.wake(session_key(USER.key, name))
+            began = time.monotonic()
+            await strata.projection.run_once()
+            waits = [f.not_before - began for f in strata.projection._failures.values()]
+            assert {f.times for f in strata.projection._failures.values()} == {times}
+            assert len(set(waits)) == len(names)
+            for wait in waits:
+                assert (1 - JITTER) * delay <= wait <= (1 + JITTER) * delay + 5.0
+
+
+# --- turns that ran again ----------------------------------------------------------------------
+
+
+async def failed_turn(strata: Strata, question: str, text: str = "") -> Turn:
+    accepted = await strata.memory.accept(
+        Ask(user=USER, session_id=SESSION, question=question, recall="none")
+    )
+    return await strata.memory.finish(accepted, text, status="failed", context=None)
+
+
+async def run_again(strata: Strata, was: Turn, answer: str) -> Turn:
+    """Begin the turn again and end it with this answer."""
+    assert was.assistant is not None
+    begun = msgspec.structs.replace(
+        was, status="running", token=f"again {was.attempt}", attempt=was.attempt + 1
+    )
+    assert await strata.store.rerun(begun, was=was)
+    ended = answered(begun, answer, status="done", message_status="done", counter=strata.counter)
+    assert await strata.store.save(ended)
+    strata.projection.wake(was.session_key)
+    return ended
+
+
+@pytest.mark.parametrize("index", ["index", "no index"])
+async def test_a_turn_that_ran_again_is_projected_again(
+    tmp_path: Path, stored_in: dict[str, str], index: str
+) -> None:
+    more = {"index": {"url": "none"}} if index == "no index" else {}
+    async with opened(tmp_path, store=stored_in, **more) as strata:
+        await tell(strata, "My cat is called Otto.")
+        was = await failed_turn(strata, "And my dog?", "half an answerword. " * 60)
+        await strata.settled()
+        assert await strata.store.pending() == []
+        await run_again(strata, was, "Bruno it is.")
+        assert await strata.store.pending() == [KEY]
+        await strata.settled()
+        assert await strata.store.pending() == []
+        if index == "no index":
+            return
+        assert await points(strata) == 3
+        assert await found_by_words(strata, "answerword") == set()
+        assert await found_by_words(strata, "Bruno") == {"And my dog?", "Bruno it is."}
+        await tell(strata, "How nice, wonderful.")
+        await strata.settled()
+        assert await points(strata) == 4
+        assert "Bruno it is." in await found_by_words(strata, "wonderful")
+
+
+async def test_what_follows_a_turn_that_ran_again_gets_its_new_neighbour(tmp_path: Path) -> None:
+    model = await loaded(LetterEmbeddings())
+    async with assembled(tmp_path, model=model) as strata:
+        await strata.model_loaded.wait()
+        was = await failed_turn(strata, "And my dog?", "half an answerword.")
+        await strata.settled()
+        await run_again(strata, was, "Bruno it is.")
+        await tell(strata, "How nice.", "Thanks.")  # newer, and projected in the same batch
+        await strata.settled()
+        assert await found_by_words(strata, "Bruno") == {
+            "And my dog?", "Bruno it is.", "How nice.",
+        }  # fmt: skip
+        assert await found_by_words(strata, "answerword") == set()
+        assert await found_by_meaning(strata) == {
+            "And my dog?", "Bruno it is.", "How nice.", "Thanks.",
+        }  # fmt: skip
+        assert await strata.store.pending() == []
+
+
+async def test_an_attempt_that_the_projection_has_not_seen_is_not_settled(tmp_path: Path) -> None:
+    async with opened(tmp_path) as strata:
+        was = await failed_turn(strata, "And my dog?", "half")
+        await strata.projection.run_once()  # has seen attempt 1, and committed nothing yet
+        second = await run_again(strata, was, "Bruno it is.")
+        await strata.projection.commit()
+        assert (await stored(strata)).lexical_through == 2
+        assert await strata.store.pending() == [KEY]
+        await strata.projection.run_once()
+        third = msgspec.structs.replace(second, status="failed", token="third", attempt=3)
+        assert third.attempt > second.attempt
+        await strata.projection.commit()
+        assert await strata.store.pending() == []
+        assert await found_by_words(strata, "Bruno") == {"And my dog?", "Bruno it is."}
+
+
+async def test_a_turn_that_ran_again_before_it_was_projected_is_settled_too(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path) as strata:
+        was = await failed_turn(strata, "And my dog?")
+        await run_again(strata, was, "Bruno it is.")
+        await strata.settled()
+        assert await points(strata) == 2
+        assert await strata.store.pending() == []
+
+
+async def test_poison_in_a_turn_that_ran_again_is_set_aside(tmp_path: Path) -> None:
+    async with assembled(tmp_path, model=await loaded(Choking())) as strata:
+        await strata.model_loaded.wait()
+        was = await failed_turn(strata, "And my dog?", "half")
+        await strata.settled()
+        await run_again(strata, was, f"the {MARKER} itself")
+        await fail(strata, FAILURES)
+        assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
+        await strata.settled()
+        assert await strata.store.pending() == []
+        assert await found_by_words(strata, MARKER) == {"And my dog?", f"the {MARKER} itself"}

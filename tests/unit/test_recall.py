@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from memory.breaker import Breaker
 from memory.config import RecallConfig
 from memory.embeddings import DenseModel
 from memory.errors import IndexUnavailable
@@ -17,7 +18,7 @@ from memory.indexes.base import Hits, Payload, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
 from memory.passages import point_id
 from memory.question import name_hashes
-from memory.recall import Ranked, Recall
+from memory.recall import BREAK_AFTER, Ranked, Recall
 from memory.sparse import embed_document
 from unit.builders import NOON, IndexAround, LateModel, LetterEmbeddings
 
@@ -155,6 +156,39 @@ async def test_a_call_may_bring_its_own_deadline(index: EdgeIndex, model: LateMo
     assert not done
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+
+
+async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
+    index: EdgeIndex, model: LateModel
+) -> None:
+    await index.upsert([point("My dog is called Bruno.")])
+    broken = Broken(index, None)
+    searching, clock = recall(broken, model, deadline="100ms"), [0.0]
+    searching.breaker = Breaker(failures=3, probe_seconds=2.0, clock=lambda: clock[0])
+    for n in range(3):
+        assert searching.breaker.state == "closed", n
+        assert (await ask(searching, "dog")).degraded == ("recall",)
+    began = time.monotonic()
+    for _ in range(100):
+        assert await ask(searching, "dog") == Ranked([], ("recall",))
+    assert time.monotonic() - began < 0.1, "none of them waits"
+    assert searching.breaker.state == "open"
+    clock[0] += 2.0
+    assert (await ask(searching, "dog")).degraded == ("recall",), "a probe, and it is away still"
+    searching._index = index
+    assert (await ask(searching, "dog")).degraded == ("recall",)
+    clock[0] += 2.0
+    assert found(await ask(searching, "dog")) == ["My dog is called Bruno."]
+    assert searching.breaker.state == "closed"
+
+
+async def test_a_missing_embedding_is_no_failure_of_the_index(index: EdgeIndex) -> None:
+    late = LateModel()
+    searching = recall(index, late)
+    for _ in range(2 * BREAK_AFTER):
+        assert (await ask(searching, "dog")).degraded == ("embedding",)
+    assert searching.breaker.state == "closed"
+    late.close()
 
 
 async def test_a_cancelled_search_stays_cancelled(index: EdgeIndex, model: LateModel) -> None:

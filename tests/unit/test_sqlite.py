@@ -94,3 +94,19 @@ async def test_a_locked_file_is_an_unavailable_store_in_time(tmp_path: Path) -> 
     assert await store.append([turn("x")]) == 1
     await store.close()
     assert os.path.exists(tmp_path / "lock")
+
+
+async def test_a_file_of_an_earlier_version_opens_and_gets_what_it_lacks(tmp_path: Path) -> None:
+    path, (message,) = tmp_path / "strata.db", turn("q").messages
+    for old in (True, False):
+        store = SqliteStore(path)
+        await store.open()
+        if old:
+            await store.append([turn("q")])
+        assert await store.set_aside(message.id, reason="embedding", now=message.created_at)
+        await store.close()
+        if old:
+            with sqlite3.connect(path) as db:
+                db.execute("DROP TRIGGER turns_gone")
+                db.execute("DROP TABLE aside")
+            db.close()

@@ -1,0 +1,134 @@
+"""R20: clients that do not read cost the service nothing but their place."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from system.conftest import BY_WORDS
+from system.process import Model, Service, serving
+from system.streams import answer, history, until
+
+USERS = 10
+WORD = "word "
+RECEIVE_BYTES = 2048
+# 50 MB for 500 clients.
+BYTES_PER_CLIENT = 100_000
+SAMPLES, TRIES = 100, 3
+
+
+@contextmanager
+def unread(service: Service, *, user: str, session: str) -> Iterator[socket.socket]:
+    """A client that asks for a stream and does not read it."""
+    body = json.dumps({"message": "tell me everything", "stream": True}).encode()
+    head = (
+        f"POST /v1/sessions/{session}/turns HTTP/1.1\r\nHost: 127.0.0.1\r\nX-User-Id: {user}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    port = int(service.url.rpartition(":")[2])
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+        client.connect(("127.0.0.1", port))
+        client.sendall(head.encode() + body)
+        yield client
+
+
+def turns(service: Service, status: str) -> int:
+    with closing(sqlite3.connect(service.folder / ".strata" / "strata.db")) as db:
+        found = db.execute("SELECT count(*) FROM turns WHERE status = ?", (status,)).fetchone()
+    return int(found[0])
+
+
+async def p99(client: httpx.AsyncClient) -> float:
+    """Seconds of a whole turn; the best of a few tries, since other processes run here too."""
+    found = []
+    for _ in range(TRIES):
+        seconds = []
+        for n in range(SAMPLES):
+            began = time.perf_counter()
+            await answer(client, f"short{n}", "how are you?")
+            seconds.append(time.perf_counter() - began)
+        found.append(sorted(seconds)[int(0.99 * SAMPLES)])
+    return min(found)
+
+
+async def refused(client: httpx.AsyncClient, status: int, code: str) -> None:
+    began = time.monotonic()
+    response: Any = await client.post("/v1/sessions/more/turns", json={"message": "one more?"})
+    assert time.monotonic() - began < 1.0
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["code"] == code
+    assert int(response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("clients", "tokens"),
+    [(100, 1_200), pytest.param(500, 2_500, marks=pytest.mark.slow)],
+)
+async def test_clients_that_do_not_read_hold_up_nobody(
+    model: Model, folder: Path, clients: int, tokens: int
+) -> None:
+    """R20: memory and the others' latency stay; over the limits 429 and 503; all is stored."""
+    text = WORD * tokens
+    async with AsyncExitStack() as stack:
+        service = stack.enter_context(
+            serving(
+                folder,
+                fake=model,
+                embedding=BY_WORDS,
+                index={"url": "none"},  # its memory is another promise
+                limits={"streams_per_user": clients // USERS, "streams": clients + 1},
+                # All answers grow at the same time, on one core.
+                model={"turn_timeout": "30m", "first_token_timeout": "5m", "gap_timeout": "5m"},
+                session={"lease": "60s"},
+            )
+        )
+        process = psutil.Process(service.pid)
+        other = await stack.enter_async_context(service.client("other"))
+        model.mode("ok", text=WORD * 50)
+        before = await p99(other)
+        base = process.memory_info().rss
+        done = turns(service, "done")
+
+        model.mode("ok", text=text)
+        for n in range(clients):
+            stack.enter_context(unread(service, user=f"user{n % USERS}", session=f"s{n}"))
+        most = 0
+
+        def all_produced() -> bool:
+            nonlocal most
+            most = max(most, process.memory_info().rss)
+            return turns(service, "done") == done + clients
+
+        await until(all_produced, within_seconds=900)
+        model.mode("ok", text=WORD * 50)
+        during = await p99(other)
+        most = max(most, process.memory_info().rss)
+        print(
+            f"{clients} clients, {tokens} tokens: resident memory + {(most - base) / 1e6:.1f} MB, "
+            f"p99 of the others {before * 1000:.1f} ms before, {during * 1000:.1f} ms with them"
+        )
+        # An answer that has ended counts while somebody reads it, however slowly.
+        users = [await stack.enter_async_context(service.client(f"user{n}")) for n in range(USERS)]
+        for user in users:
+            await refused(user, 429, "too_many_streams")
+        stack.enter_context(unread(service, user="filler", session="s"))
+        await until(lambda: turns(service, "done") > done + clients + TRIES * SAMPLES)
+        await refused(other, 503, "overloaded")
+
+        for n in range(clients):
+            *_, stored = await history(users[n % USERS], f"s{n}")
+            assert (stored["content"], stored["status"]) == (text, "done")
+        assert most - base < clients * BYTES_PER_CLIENT
+        assert during < 2 * before
