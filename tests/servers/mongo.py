@@ -88,7 +88,7 @@ def mongo_server(folder: Path) -> Iterator[Mongo | str]:
     if url := os.environ.get("STRATA_TEST_MONGO_URL"):
         command = os.environ.get("STRATA_TEST_MONGO_RESTART")
         restart = (lambda: _run_command(command)) if command else None
-        with _answering("the one of STRATA_TEST_MONGO_URL", url, True, restart) as server:
+        with _answering("the server of STRATA_TEST_MONGO_URL", url, True, restart) as server:
             yield server
     elif binary := shutil.which("mongod"):
         with _mongod(binary, folder) as server:

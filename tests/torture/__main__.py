@@ -30,6 +30,8 @@ from torture.scenarios import Row, at_once, awakened, killed, store_killed, toge
 
 PROCESSES = 4
 AT_ONCE_ROUNDS = 5
+FEW = {"users": 3, "sessions": 2, "tabs": 2}
+SHARED = ("two-kills", "zombies", "cuts", "index-away", "at-once", "four-kills", "store-kills")
 Scenario = Coroutine[Any, Any, Row]
 MACHINE_TEST = ROOT / "tests" / "system" / "test_machine.py"
 
@@ -45,8 +47,9 @@ class Torture:
         self._chosen = chosen
         self._rng = rng
 
-    def wants(self, name: str) -> bool:
-        return not self._chosen or name in self._chosen
+    def wants(self, *names: str) -> bool:
+        """Whether one of them was chosen."""
+        return not self._chosen or any(name in self._chosen for name in names)
 
     def run(self, name: str, scenario: Callable[[], Scenario]) -> None:
         self._run(name, lambda: asyncio.run(scenario()))
@@ -79,15 +82,10 @@ class Torture:
             tell(row.verdict.told())
 
     def all(self, model: Model) -> None:
-        rng = self._rng
-        with on_sqlite(self._new(), model, rng) as one:
-            self.run("sqlite", lambda: at_once(one, model, rng, turns=15, users=10))
-            self.run("sqlite-kills", lambda: killed(one, model, rng, kills=60, **FEW))
-            self.run(
-                "sqlite-silent",
-                lambda: killed(one, model, rng, kills=40, retries=False, **FEW),
-            )
-            self.run("sqlite-cuts", lambda: cut(one, model, rng, rounds=20))
+        if self.wants("sqlite", "sqlite-kills", "sqlite-silent", "sqlite-cuts"):
+            self._on_sqlite(model)
+        if self._chosen and not self.wants(*SHARED):
+            return
         qdrant = Qdrant(self._new())
         try:
             with (
@@ -102,6 +100,16 @@ class Torture:
         finally:
             qdrant.kill()
 
+    def _on_sqlite(self, model: Model) -> None:
+        rng = self._rng
+        with on_sqlite(self._new(), model, rng) as one:
+            self.run("sqlite", lambda: at_once(one, model, rng, turns=15, users=10))
+            self.run("sqlite-kills", lambda: killed(one, model, rng, kills=60, **FEW))
+            self.run(
+                "sqlite-silent", lambda: killed(one, model, rng, kills=40, retries=False, **FEW)
+            )
+            self.run("sqlite-cuts", lambda: cut(one, model, rng, rounds=20))
+
     def _shared(self, model: Model, mongo: Mongo, qdrant: Qdrant, proxy: Proxy) -> None:
         rng = self._rng
 
@@ -110,40 +118,41 @@ class Torture:
                 self._new(), model, rng, mongo=mongo, qdrant=qdrant, processes=processes, **more
             )
 
-        with cluster(2) as two:
-            self.run("two-kills", lambda: killed(two, model, rng, kills=40, **FEW))
-            self.run("zombies", lambda: awakened(two, model, rng, rounds=12))
-            self.run("cuts", lambda: cut(two, model, rng, rounds=20))
-        through = {"url": f"http://127.0.0.1:{proxy.port}"}
-        with cluster(2, index=through) as two:
-            self.run(
-                "index-away", lambda: index_away(two, model, rng, proxy=proxy, seconds=60, **FEW)
-            )
+        if self.wants("two-kills", "zombies", "cuts"):
+            with cluster(2) as two:
+                self.run("two-kills", lambda: killed(two, model, rng, kills=40, **FEW))
+                self.run("zombies", lambda: awakened(two, model, rng, rounds=12))
+                self.run("cuts", lambda: cut(two, model, rng, rounds=20))
+        if self.wants("index-away"):
+            with cluster(2, index={"url": f"http://127.0.0.1:{proxy.port}"}) as two:
+                self.run(
+                    "index-away",
+                    lambda: index_away(two, model, rng, proxy=proxy, seconds=60, **FEW),
+                )
         self.run_parts(
             "at-once",
             # New stores each: a server that knows no second index reads all there is.
             [lambda: cluster(PROCESSES, session={"lease": "10s"})] * AT_ONCE_ROUNDS,
             lambda four: at_once(four, model, rng, turns=21, users=8),
         )
-        with cluster(PROCESSES) as four:
-            self.run("four-kills", lambda: killed(four, model, rng, kills=64, **FEW))
-            if mongo.kill_and_restart is None:
-                why = f"{mongo.name} keeps nothing that a kill would leave"
-                self.not_shown.append(("R2", why))
-            else:
-                restart = mongo.kill_and_restart
-                self.run(
-                    "store-kills",
-                    lambda: store_killed(
-                        four, model, rng, kills=10, kill_and_restart=restart, **FEW
-                    ),
-                )
+        if self.wants("four-kills", "store-kills"):
+            with cluster(PROCESSES) as four:
+                self.run("four-kills", lambda: killed(four, model, rng, kills=64, **FEW))
+                self._kill_the_store(model, mongo, four)
+
+    def _kill_the_store(self, model: Model, mongo: Mongo, four: Cluster) -> None:
+        restart = mongo.kill_and_restart
+        if restart is None:
+            why = f"nothing here can kill {mongo.name} and start it again with its data"
+            self.not_shown.append(("R2", why))
+            return
+        self.run(
+            "store-kills",
+            lambda: store_killed(four, model, self._rng, kills=10, kill_and_restart=restart, **FEW),
+        )
 
     def _new(self) -> Path:
         return Path(tempfile.mkdtemp(dir=self._folder))
-
-
-FEW = {"users": 3, "sessions": 2, "tabs": 2}
 
 
 def machine(seed: int) -> bool:

@@ -94,7 +94,9 @@ async def store_killed(
     async def kill() -> None:
         await asyncio.to_thread(kill_and_restart)
 
-    row = await _under_faults(cluster, model, rng, faults=kills, inflict=kill, **more)
+    row = await _under_faults(
+        cluster, model, rng, faults=kills, inflict=kill, answers_between=20, **more
+    )
     faults = f"{kills} kill -9 of the store, {row}"
     return Row("R2", cluster.store, kills, faults, row.verdict)
 
@@ -112,16 +114,17 @@ class _Met:
 
 
 async def _under_faults(
-    cluster: Cluster, model: Model, rng: random.Random, *, faults: int, inflict: Any, **more: Any
-) -> _Met:
+    cluster: Cluster, model: Model, rng: random.Random, *, faults: int, inflict: Any,
+    answers_between: int = 1, **more: Any,
+) -> _Met:  # fmt: skip
     """A fault at a random moment after the clients have got on since the last one."""
     met: Counter[Any] = Counter()
     async with clients(cluster, model, rng, **more) as people:
         model.mode("slow", delay=TOKEN_SECONDS)
         async with people.talking():
             for _ in range(faults):
-                before = answered(people)
-                await until(lambda before=before: answered(people) > before, AFTER_A_FAULT)
+                enough = answered(people) + answers_between
+                await until(lambda enough=enough: answered(people) >= enough, AFTER_A_FAULT)
                 await asyncio.sleep(rng.uniform(0, 0.4))
                 met += phases(people.said, now=time.monotonic())
                 await inflict()
