@@ -416,7 +416,6 @@ def test_a_local_origin_is_taken_without_cors_headers(client: httpx.Client) -> N
         ("POST", "/v1/admin/sweep", 404),
         ("POST", "/v1/admin/reindex", 404),
         ("POST", "/v1/chat/completions", 404),
-        ("GET", "/metrics", 404),
         ("GET", "/ui", 404),
         ("GET", "/mcp", 404),
     ],
