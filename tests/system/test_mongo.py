@@ -423,6 +423,9 @@ async def test_every_hot_query_is_served_by_an_index(full_mongo: Mongo, mongo_ur
         await store.ended_sessions(before=NOON)
         await store.settle(key, through=58)
         await store.segments(key, now=NOON)
+        await store.pending_since()
+        await store.pending_reruns(key, through=58, limit=10)
+        await store.aside()
     database = full_mongo.client[urlsplit(mongo_url).path[1:]]
     asked = list(commands.sent)
     assert len(asked) >= 15
