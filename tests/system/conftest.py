@@ -17,6 +17,7 @@ from system.process import Model, Qdrant, Service, modelling, serving
 # Without an embedding model a service is up in less than a second.
 BY_WORDS = {"provider": "none"}
 SHORT_DEADLINES = {"first_token_timeout": "700ms", "gap_timeout": "700ms", "turn_timeout": "2s"}
+PAIR_DETACH = "3s"
 
 _sessions = count(1)
 
@@ -67,6 +68,39 @@ def qdrant_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qdrant]
     qdrant = Qdrant(tmp_path_factory.mktemp("qdrant"))
     yield qdrant
     qdrant.kill()
+
+
+@pytest.fixture(scope="session")
+def pair(
+    mongo: Mongo,
+    qdrant_process: Qdrant,
+    model_process: Model,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Service, Service]]:
+    """Two processes over the same stores, for tests that leave them running."""
+    url, folder = mongo.database(), tmp_path_factory.mktemp("pair")
+    settings = {
+        "store": {"url": url},
+        "index": {"url": qdrant_process.url, "collection": f"pair-{os.getpid()}"},
+        "embedding": BY_WORDS,
+        "session": {"detach": PAIR_DETACH},
+    }
+    with (
+        serving(folder / "1", fake=model_process, **settings) as one,
+        serving(folder / "2", fake=model_process, **settings) as two,
+    ):
+        yield one, two
+    mongo.drop(url)
+
+
+@pytest.fixture
+async def both(
+    pair: tuple[Service, Service],
+) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+    """Talk to the two of `pair` as one user of their own."""
+    user = f"user{next(_sessions)}"
+    async with pair[0].client(user) as one, pair[1].client(user) as two:
+        yield one, two
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from service.schemas import TurnBody
 from service.settings import Settings
 from service.turns import begin_turn
 from system.conftest import BY_WORDS
-from system.process import Model, Service, serving
+from system.process import Model, Service
 from system.streams import Event, answer, ask, asking, history, text_of, until
 
-Groups = dict[str, dict[str, Any]]
 LONG = "word " * 400
 
 
@@ -72,15 +70,15 @@ async def test_a_turn_is_cancelled_at_any_token(
 
 
 async def test_a_turn_is_cancelled_from_another_worker(
-    model: Model, folder: Path, shared: Groups, rng: random.Random
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient],
+    model: Model,
+    session: str,
+    rng: random.Random,
 ) -> None:
-    with ExitStack() as stack:
-        one = stack.enter_context(serving(folder / "1", fake=model, **shared))
-        two = stack.enter_context(serving(folder / "2", fake=model, **shared))
-        async with one.client() as client, two.client() as other:
-            await ask(other, "warm", "up")
-            for n in range(2):
-                await assert_cancelled(client, other, model, f"s{n}", rng.randrange(1, 30))
+    one, two = both
+    await ask(two, "warm", "up")
+    for n in range(2):
+        await assert_cancelled(one, two, model, f"{session}-{n}", rng.randrange(1, 30))
 
 
 async def test_before_the_first_token_there_is_nothing_to_keep(

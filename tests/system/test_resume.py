@@ -43,8 +43,8 @@ def long_text(rng: random.Random, words: int) -> str:
 class Reader:
     """A client whose connection breaks at random bytes and which takes up where it was."""
 
-    def __init__(self, proxies: Sequence[Proxy], rng: random.Random) -> None:
-        self._proxies, self._rng = proxies, rng
+    def __init__(self, proxies: Sequence[Proxy], session: str, rng: random.Random) -> None:
+        self._proxies, self._session, self._rng = proxies, session, rng
         self.events: list[Event] = []
         self.cuts = 0
         self.turn_id = ""
@@ -58,7 +58,8 @@ class Reader:
         while not self.turn_id:
             headers = {"Idempotency-Key": "k"}
             body = {"message": QUESTION, "stream": True}
-            await self._read("POST", "/v1/sessions/s/turns", headers=headers, json=body)
+            path = f"/v1/sessions/{self._session}/turns"
+            await self._read("POST", path, headers=headers, json=body)
 
     async def go_on(self) -> None:
         headers = {"Last-Event-ID": self.events[-1].id} if self.events else {}
@@ -71,7 +72,10 @@ class Reader:
         try:
             async with (
                 httpx.AsyncClient(
-                    base_url=f"http://127.0.0.1:{proxy.port}", trust_env=False, timeout=20
+                    base_url=f"http://127.0.0.1:{proxy.port}",
+                    trust_env=False,
+                    timeout=20,
+                    headers={"X-User-Id": self._session},
                 ) as client,
                 client.stream(method, path, **request) as response,
             ):
@@ -94,25 +98,27 @@ async def _json(response: httpx.Response) -> Any:
     return response.json()
 
 
-async def assert_resumed(services: Sequence[Service], model: Model, rng: random.Random) -> None:
+async def assert_resumed(
+    services: Sequence[Service], model: Model, session: str, rng: random.Random
+) -> None:
     text = long_text(rng, 150)
     model.mode("slow", delay=0.01, text=text)
     with ExitStack() as stack:
         proxies = [
             stack.enter_context(Proxy("127.0.0.1", int(s.url.rpartition(":")[2]))) for s in services
         ]
-        live = Reader(proxies, rng)
+        live = Reader(proxies, session, rng)
         await live.begin()
         while not live.ended:
             await live.go_on()
-        afterwards = Reader(proxies, rng)
+        afterwards = Reader(proxies, session, rng)
         afterwards.turn_id = live.turn_id
         while not afterwards.ended:
             await afterwards.go_on()
     assert live.cuts + afterwards.cuts >= 3
-    async with services[0].client() as client:
+    async with services[0].client(session) as client:
         turn = (await client.get(f"/v1/turns/{live.turn_id}")).json()
-        assert [m["role"] for m in await history(client, "s")] == ["user", "assistant"]
+        assert [m["role"] for m in await history(client, session)] == ["user", "assistant"]
     assert turn["assistant"]["content"] == text
     assert len(model.requests()) == 1, "no second model call"
     for reader in (live, afterwards):
@@ -129,20 +135,15 @@ async def assert_resumed(services: Sequence[Service], model: Model, rng: random.
 
 
 async def test_a_reader_that_is_cut_anywhere_gets_every_byte_once(
-    model: Model, folder: Path, rng: random.Random
+    plain: Service, model: Model, session: str, rng: random.Random
 ) -> None:
-    with serving(folder, fake=model, embedding=BY_WORDS) as service:
-        await assert_resumed([service], model, rng)
+    await assert_resumed([plain], model, session, rng)
 
 
 async def test_it_may_come_back_to_any_other_process(
-    model: Model, folder: Path, shared: Groups, rng: random.Random
+    pair: tuple[Service, Service], model: Model, session: str, rng: random.Random
 ) -> None:
-    with ExitStack() as stack:
-        services = [
-            stack.enter_context(serving(folder / str(n), fake=model, **shared)) for n in range(2)
-        ]
-        await assert_resumed(services, model, rng)
+    await assert_resumed(pair, model, session, rng)
 
 
 async def events_of(
@@ -278,25 +279,21 @@ async def test_events_come_as_a_stream_alone(
 
 
 async def test_who_reads_along_elsewhere_keeps_the_answer_going(
-    model: Model, folder: Path, shared: Groups
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient], model: Model, session: str
 ) -> None:
     """R8 with R9: its reader moved to another worker; `session.detach` does not end it."""
-    shared = {**shared, "session": {"detach": "1s"}}
-    with ExitStack() as stack:
-        one = stack.enter_context(serving(folder / "1", fake=model, **shared))
-        two = stack.enter_context(serving(folder / "2", fake=model, **shared))
-        text = " ".join(f"w{n}" for n in range(60))
-        model.mode("slow", delay=0.08, text=text)
-        async with one.client() as client, two.client() as other:
-            async with asking(client, "s", QUESTION) as events:
-                accepted = await anext(events)
-            rest = await events_of(other, accepted.data["turn_id"], accepted.id)
-            assert text_of(rest) == text
-            assert [e.name for e in rest][:2] == ["context", "token"]
-            assert rest[-1].name == "done"
-            assert sum(e.name == "token" for e in rest) > 5, "it came while it was told"
-        (request,) = model.requests()
-        assert request["disconnected_at"] is None
+    one, two = both
+    text = " ".join(f"w{n}" for n in range(70))
+    model.mode("slow", delay=0.08, text=text)  # longer than PAIR_DETACH
+    async with asking(one, session, QUESTION) as events:
+        accepted = await anext(events)
+    rest = await events_of(two, accepted.data["turn_id"], accepted.id)
+    assert text_of(rest) == text
+    assert [e.name for e in rest][:2] == ["context", "token"]
+    assert rest[-1].name == "done"
+    assert sum(e.name == "token" for e in rest) > 5, "it came while it was told"
+    (request,) = model.requests()
+    assert request["disconnected_at"] is None
 
 
 async def test_a_worker_that_stops_lets_go_of_those_who_read_along(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,11 @@ async def questions(client: httpx.AsyncClient, session: str) -> list[str]:
     return [m["content"] for m in await history(client, session) if m["role"] == "user"]
 
 
-async def until_answered(client: httpx.AsyncClient, session: str, *, key: str) -> httpx.Response:
+async def until_answered(client: httpx.AsyncClient, step: str) -> httpx.Response:
     """As a client retries: for as long as it is told that its turn still runs."""
 
     async def once() -> httpx.Response | None:
-        response = await asked(client, session, QUESTION, key=key)
+        response = await retry(client, step)
         if response.status_code != 409:
             return response
         assert_running(response)
@@ -92,14 +91,9 @@ async def test_parallel_duplicates_are_one_turn(
 
 
 async def test_duplicates_in_several_processes_are_one_turn(
-    model: Model, folder: Path, shared: Groups, session: str
+    both: tuple[httpx.AsyncClient, httpx.AsyncClient], model: Model, session: str
 ) -> None:
-    async with AsyncExitStack() as stack:
-        clients = []
-        for name in ("1", "2"):
-            service = stack.enter_context(serving(folder / name, fake=model, **shared))
-            clients.append(await stack.enter_async_context(service.client()))
-        await assert_one_turn(clients, model, session)
+    await assert_one_turn(list(both), model, session)
 
 
 # --- replay ---------------------------------------------------------------------------------
@@ -256,49 +250,62 @@ async def test_after_a_retry_the_new_answer_is_recalled_and_the_old_one_is_not(
 STEPS = ["before accept", "before the first token", "mid-stream", "after done"]
 
 
-@asynccontextmanager
-async def killed_at(
-    step: str, service: Service, client: httpx.AsyncClient, model: Model
-) -> AsyncIterator[None]:
-    """The service has died at this step of a turn with the key "k"."""
+async def kill_at(step: str, service: Service, model: Model) -> None:
+    """The service dies at this step of the question; its session and its key are the step."""
     busy = None
-    if step == "before accept":
-        model.mode("hang")
-        busy = asyncio.create_task(_broken(client, "busy"))
-        await until(model.requests)
-    elif step == "before the first token":
-        model.mode("hang")
-    elif step == "mid-stream":
-        model.mode("hang_after", chunks=3, text="one two three four")
-    dying = asyncio.create_task(_broken(client, "k"))
-
-    async def reached() -> Any:
+    async with service.client() as client:
         if step == "before accept":
-            return len(model.requests()) == 1  # it waits: its session is busy
-        requests = model.requests()
-        return requests and (step != "mid-stream" or requests[-1]["sent"] == "one two three")
+            model.mode("hang")
+            busy = asyncio.create_task(broken(client, step, "keep it busy"))
+            await until(model.requests)
+        elif step == "before the first token":
+            model.mode("hang")
+        elif step == "mid-stream":
+            model.mode("hang_after", chunks=3, text="one two three four")
+        dying = asyncio.create_task(broken(client, step, QUESTION))
 
-    await until(reached)
-    if step == "after done":
-        assert (await dying)[-1].name == "done"
-    service.kill()
-    await dying
-    if busy is not None:
-        await busy
-    yield
+        async def reached() -> Any:
+            requests = model.requests()
+            return requests and (step != "mid-stream" or requests[-1]["sent"] == "one two three")
+
+        await until(reached)
+        if busy is not None:  # the question waits for its session; nothing shows that it does
+            await client.get("/health/live")
+            assert len(model.requests()) == 1
+        if step == "after done":
+            assert (await dying)[-1].name == "done"
+        service.kill()
+        await asyncio.gather(dying, *([busy] if busy else []))
 
 
-async def _broken(client: httpx.AsyncClient, key: str) -> list[Event]:
+async def broken(client: httpx.AsyncClient, step: str, message: str) -> list[Event]:
     """The events of a turn whose service may die."""
     found: list[Event] = []
-    body = {"message": QUESTION if key == "k" else "keep it busy", "stream": True}
+    url, body = f"/v1/sessions/{session_of(step)}/turns", {"message": message, "stream": True}
     with suppress(httpx.HTTPError):
         async with client.stream(
-            "POST", "/v1/sessions/s/turns", json=body, headers={"Idempotency-Key": key}
+            "POST", url, json=body, headers={"Idempotency-Key": key_of(step, message)}
         ) as response:
+            assert response.status_code == 200
             async for event in read_events(response):
                 found.append(event)
     return found
+
+
+async def retry(client: httpx.AsyncClient, step: str) -> httpx.Response:
+    return await asked(client, session_of(step), QUESTION, key=key_of(step, QUESTION))
+
+
+def key_of(step: str, message: str) -> str:
+    return f"{message}-{step}".replace(" ", "-")
+
+
+def session_of(step: str) -> str:
+    return step.replace(" ", "-")
+
+
+def calls_for_the_question(model: Model) -> int:
+    return sum(r["messages"][-1]["content"].endswith(QUESTION) for r in model.requests())
 
 
 def expected_calls(step: str) -> int:
@@ -306,28 +313,25 @@ def expected_calls(step: str) -> int:
     return {"before accept": 1, "after done": 1}.get(step, 2)
 
 
-@pytest.mark.parametrize("step", STEPS)
-async def test_a_retry_after_kill_9_is_the_same_turn(model: Model, folder: Path, step: str) -> None:
+async def test_a_retry_after_kill_9_is_the_same_turn(model: Model, folder: Path) -> None:
     with serving(folder, fake=model, embedding=BY_WORDS) as service:
-        async with service.client() as client, killed_at(step, service, client, model):
-            calls = [r for r in model.requests() if r["messages"][-1]["content"].endswith(QUESTION)]
-        service.start()
-        model.mode()
-        async with service.client() as client:
-            response = await asked(client, "s", QUESTION, key="k")  # no 409 after a restart: R6
-            assert response.status_code == 200, response.text
-            assert (await questions(client, "s")).count(QUESTION) == 1
-        replayed = response.headers.get("idempotency-replayed") == "true"
-        assert replayed == (step == "after done")
-        new = [r for r in model.requests() if r["messages"][-1]["content"].endswith(QUESTION)]
-        assert len(new) == expected_calls(step)
-        assert len(new) - len(calls) == (0 if replayed else 1)
-        assert response.json()["attempt"] == (2 if expected_calls(step) == 2 else 1)
+        for step in STEPS:
+            model.forget()
+            await kill_at(step, service, model)
+            service.start()
+            model.mode()
+            async with service.client() as client:
+                response = await retry(client, step)  # no 409 after a restart: R6
+                assert response.status_code == 200, (step, response.text)
+                assert (await questions(client, session_of(step))).count(QUESTION) == 1
+            replayed = response.headers.get("idempotency-replayed") == "true"
+            assert replayed == (step == "after done")
+            assert response.json()["attempt"] == expected_calls(step)
+            assert calls_for_the_question(model) == expected_calls(step)
 
 
-@pytest.mark.parametrize("step", STEPS)
 async def test_a_retry_in_another_process_waits_for_the_lease_and_runs_again(
-    model: Model, folder: Path, shared: Groups, step: str
+    model: Model, folder: Path, shared: Groups
 ) -> None:
     shared = {**shared, "session": {"lease": "1s"}}
     with (
@@ -335,19 +339,22 @@ async def test_a_retry_in_another_process_waits_for_the_lease_and_runs_again(
         serving(folder / "2", fake=model, **shared) as two,
     ):
         async with two.client() as other:
-            async with one.client() as client, killed_at(step, one, client, model):
+            for step in STEPS:
+                model.forget()
+                if not one.child.running():
+                    one.start()
+                await kill_at(step, one, model)
                 model.mode()
-            first = await asked(other, "s", QUESTION, key="k")
-            if step in ("before the first token", "mid-stream"):
-                assert_running(first)
-            replayed = first.headers.get("idempotency-replayed") == "true"
-            assert replayed == (step == "after done")
-            response = await until_answered(other, "s", key="k")
-            assert response.status_code == 200, response.text
-            assert response.json()["attempt"] == expected_calls(step)
-            assert (await questions(other, "s")).count(QUESTION) == 1
-        calls = [r for r in model.requests() if r["messages"][-1]["content"].endswith(QUESTION)]
-        assert len(calls) == expected_calls(step)
+                first = await retry(other, step)
+                if step in ("before the first token", "mid-stream"):
+                    assert_running(first)
+                replayed = first.headers.get("idempotency-replayed") == "true"
+                assert replayed == (step == "after done")
+                response = await until_answered(other, step)
+                assert response.status_code == 200, (step, response.text)
+                assert response.json()["attempt"] == expected_calls(step)
+                assert (await questions(other, session_of(step))).count(QUESTION) == 1
+                assert calls_for_the_question(model) == expected_calls(step)
 
 
 async def test_retries_after_kills_at_any_moment_ask_once(
@@ -358,9 +365,10 @@ async def test_retries_after_kills_at_any_moment_ask_once(
         folder, fake=model, embedding=BY_WORDS, session={"partial_flush": "20ms"}
     ) as service:
         model.mode("slow", delay=0.02, text=" ".join(f"w{n}" for n in range(20)))
-        for _ in range(4):
+        done = False
+        for _ in range(3):
             async with service.client() as client:
-                dying = asyncio.create_task(_broken(client, "k"))
+                dying = asyncio.create_task(broken(client, "s", QUESTION))
                 await asyncio.sleep(rng.uniform(0, 0.7))
                 service.kill()
                 done = any(event.name == "done" for event in await dying)
@@ -369,8 +377,7 @@ async def test_retries_after_kills_at_any_moment_ask_once(
             if done:
                 break
         async with service.client() as client:
-            response = await asked(client, "s", QUESTION, key="k")
-            assert response.status_code == 200
+            response = await retry(client, "s")
             assert said(response) == " ".join(f"w{n}" for n in range(20))
             assert len(await history(client, "s")) == 2
         if done:
