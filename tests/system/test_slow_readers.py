@@ -22,8 +22,8 @@ from system.streams import answer, history, until
 USERS = 10
 WORD = "word "
 RECEIVE_BYTES = 2048
-# 50 MB for 500 clients.
-BYTES_PER_CLIENT = 100_000
+# 50 MB for 500 clients: some of it once, for whatever the first answers at the same time need.
+BYTES_ONCE, BYTES_PER_CLIENT = 15_000_000, 70_000
 SAMPLES, TRIES = 100, 3
 
 
@@ -128,7 +128,7 @@ async def test_clients_that_do_not_read_hold_up_nobody(
         for n in range(clients):
             *_, stored = await history(users[n % USERS], f"s{n}")
             assert (stored["content"], stored["status"]) == (text, "done")
-        assert most - base < clients * BYTES_PER_CLIENT
+        assert most - base < BYTES_ONCE + clients * BYTES_PER_CLIENT
         assert during < 2 * before
 
 
