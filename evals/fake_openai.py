@@ -75,6 +75,7 @@ class FakeOpenAI:
     def __init__(self) -> None:
         self.requests: deque[Request] = deque(maxlen=1000)
         self._modes: dict[str, Mode] = {}
+        self._changed = asyncio.Event()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         body, more = b"", True
@@ -93,10 +94,13 @@ class FakeOpenAI:
             self.requests.clear()
         elif path == "/mode":
             self._modes.update({given.pop("route", "chat"): Mode(**given)})
+            self._changed.set()
+            self._changed = asyncio.Event()
         await _send(send, told)
 
     async def _answer(self, route: str, request: Request, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(_Answer(request, self._next_mode(route), send).run(route))
+        answer = _Answer(request, self._next_mode(route), send, self._changed)
+        work = asyncio.create_task(answer.run(route))
         left = asyncio.create_task(_left(receive))
         await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -115,13 +119,15 @@ class FakeOpenAI:
 
 
 class _Answer:
-    def __init__(self, request: Request, mode: Mode, send: Send) -> None:
-        self._request, self._mode, self._send = request, mode, send
+    def __init__(self, request: Request, mode: Mode, send: Send, changed: asyncio.Event) -> None:
+        self._request, self._mode, self._send, self._changed = request, mode, send, changed
 
     async def run(self, route: str) -> None:
         mode, request = self._mode.mode, self._request
         if mode == "hang":
             await asyncio.Event().wait()
+        if mode == "held":
+            await self._changed.wait()
         if mode == "reset" and not self._mode.chunks:
             self._reset()
         elif mode == "marker" and self._mode.text and self._mode.text in str(request.options):
