@@ -24,6 +24,8 @@ from memory.config import DEFAULT_EMBEDDING, EmbeddingConfig
 from memory.errors import ConfigError, EmbeddingUnavailable
 from memory.tokens import ASSETS
 
+REQUEST_SECONDS = 10.0  # of an endpoint
+TEXT_SECONDS = 1.0  # far more than a core needs for one passage
 SHIPPED = ASSETS / "all-MiniLM-L6-v2"
 T = TypeVar("T")
 State = Literal["off", "loading", "ready", "failed"]
@@ -121,7 +123,12 @@ class DenseModel:
 
     async def documents(self, texts: list[str]) -> list[list[float]]:
         """The vectors of passages, in order. Raises EmbeddingUnavailable."""
-        return await self._run(self._documents, lambda e: e.embed_documents(texts))
+        seconds = REQUEST_SECONDS + TEXT_SECONDS * len(texts)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._run(self._documents, lambda e: e.embed_documents(texts))
+        except TimeoutError as error:
+            raise EmbeddingUnavailable(f"no vectors within {seconds:g} s") from error
 
     async def _run(self, pool: ThreadPoolExecutor, work: Callable[[Embeddings], T]) -> T:
         if self._loaded is None:
@@ -172,14 +179,18 @@ def _load_openai(config: EmbeddingConfig) -> Loaded:
     from langchain_openai import OpenAIEmbeddings
 
     key = config.api_key or SecretStr(os.environ.get("OPENAI_API_KEY") or "none")
-    model = OpenAIEmbeddings(
-        model=config.name,
-        base_url=config.base_url,
-        api_key=key,
-        dimensions=config.dimensions,
-        check_embedding_ctx_length=False,
-        max_retries=1,
-        timeout=10.0,
-    )
-    dimensions = config.dimensions or len(model.embed_query("dimensions"))
-    return Loaded(model, dimensions, json.dumps([config.name, config.base_url]))
+
+    def model(max_retries: int) -> OpenAIEmbeddings:
+        return OpenAIEmbeddings(
+            model=config.name,
+            base_url=config.base_url,
+            api_key=key,
+            dimensions=config.dimensions,
+            check_embedding_ctx_length=False,
+            max_retries=max_retries,
+            timeout=REQUEST_SECONDS,
+        )
+
+    # Only this is tried again here: a question has no time for it, the projector does it itself.
+    dimensions = config.dimensions or len(model(1).embed_query("dimensions"))
+    return Loaded(model(0), dimensions, json.dumps([config.name, config.base_url]))

@@ -31,6 +31,7 @@ from service.events import (
     encode_event,
 )
 from service.limits import Slot
+from service.metrics import Metrics
 from service.model import ModelFailed, stream_answer
 from service.pieces import Pieces
 from service.schemas import Options
@@ -55,6 +56,7 @@ class Producer:
         model: BaseChatModel,
         model_name: str,
         settings: Settings,
+        metrics: Metrics,
         ask: Ask,
         options: Options,
         run_id: str,
@@ -67,6 +69,7 @@ class Producer:
         self._model = model
         self.model_name = model_name
         self._settings = settings
+        self._metrics = metrics
         self._ask = ask
         self._options = options
         self.run_id = run_id
@@ -123,6 +126,7 @@ class Producer:
                 self._detach.cancel()
             if self._slot is not None:
                 self._slot.release()
+            self._metrics.turn_ended(self.status, self._elapsed())
             self.finished = True
             self._ended.set()
             self._news.set()
@@ -150,11 +154,15 @@ class Producer:
             self._context = await self._memory.context(self._accepted)
         context = self._context
         self._tell(encode_event("context", f"{self.run_id}:c", context.receipt))
+        receipt, elapsed = context.receipt, self._elapsed()
         log.info(
             "turn.model_call",
-            elapsed_ms=round((time.perf_counter() - self._started) * 1000, 2),
-            prompt_tokens=context.receipt.used_tokens,
-            degraded=list(context.receipt.degraded),
+            elapsed_ms=round(elapsed * 1000, 2),
+            prompt_tokens=receipt.used_tokens,
+            degraded=list(receipt.degraded),
+        )
+        self._metrics.model_called(
+            elapsed, context_tokens=receipt.used_tokens, degraded=receipt.degraded
         )
         async for piece in stream_answer(
             self._model,
@@ -169,6 +177,8 @@ class Producer:
             self.finish_reason = piece.finish_reason or self.finish_reason
             text = storable(piece.text)
             if text:
+                if not self._answer.length:
+                    self._metrics.first_token(self._elapsed())
                 self._answer.add(text)
                 self._news.set()
 
@@ -232,10 +242,10 @@ class Producer:
                 return
             assert self.turn.assistant is not None
             message_id = self.turn.assistant.id
+        self.status = status
         if error is not None:
             self._fail(error)
             return
-        self.status = status
         done = {
             "turn_id": self.turn.id if self.turn else None,
             "message_id": message_id,
@@ -247,7 +257,13 @@ class Producer:
 
     def _fail(self, error: TurnError) -> None:
         self.error = error
+        if self.status == "running":
+            self.status = "interrupted" if error.code == "interrupted" else "failed"
         self._last = encode_event("error", f"{self.run_id}:e", error)
+
+    def _elapsed(self) -> float:
+        """Seconds since the request came."""
+        return time.perf_counter() - self._started
 
     def _tell(self, head: bytes) -> None:
         self._heads.append(head)

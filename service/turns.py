@@ -307,6 +307,7 @@ async def begin_turn(
         model=model,
         model_name=services.model_name,
         settings=settings,
+        metrics=services.metrics,
         ask=ask,
         options=body.options,
         run_id=run,

@@ -170,3 +170,26 @@ async def test_vectors_follow_when_the_embedding_endpoint_answers(
         log = service.log.read_text()
         assert "Valentina" not in log
         assert "zanzibarian" not in log
+
+
+async def test_an_embedding_endpoint_is_asked_once_for_a_question(
+    model: Model, folder: Path
+) -> None:
+    """One layer retries: a question has a deadline, and the projector has its own back-off."""
+    path = "/v1/embeddings"
+    with serving(
+        folder,
+        fake=model,
+        embedding={"provider": "openai", "name": "near", "base_url": f"{model.url}/v1"},
+        projector={"interval": "50ms"},
+        recall={"deadline": "5s"},
+    ) as service:
+        async with service.client() as client:
+            await answer(client, "old", FACT)
+            await until(lambda: recalled(client, dense=True), 15)
+            for mode in ("500", "429", "reset"):
+                model.mode(mode, route="embeddings")
+                before = len(model.requests(path))
+                asked = await client.post("/v1/sessions/new/context", json={"query": QUESTION})
+                assert asked.json()["receipt"]["degraded"] == ["embedding"]
+                assert len(model.requests(path)) == before + 1, mode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import pytest
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import ask, asking, until
+from system.streams import Event, ask, asking, until
 
 AT_ONCE_SECONDS = 1.0
 
 
-async def open_answer(stack: AsyncExitStack, client: httpx.AsyncClient, session: str) -> None:
-    """An answer that goes on until the stack is left."""
+async def open_answer(
+    stack: AsyncExitStack, client: httpx.AsyncClient, session: str
+) -> AsyncIterator[Event]:
+    """An answer that goes on until the stack is left (or nobody holds it any more)."""
     events = await stack.enter_async_context(asking(client, session, "tell me everything"))
     while (await anext(events)).name != "token":
         pass
+    return events
 
 
 async def refused(client: httpx.AsyncClient, status: int, code: str, **body: Any) -> None:
@@ -47,14 +51,14 @@ async def test_a_user_has_only_so_many_answers_open(
         async with service.client("anna") as anna, service.client("ben") as ben:
             model.mode("slow", delay=0.1, text="word " * 300)
             async with AsyncExitStack() as stack:
-                await open_answer(stack, anna, "one")
-                await open_answer(stack, anna, "two")
+                opened = [await open_answer(stack, anna, name) for name in ("one", "two")]
                 calls = len(model.requests())
                 await refused(anna, 429, "too_many_streams", **body)
                 assert len(model.requests()) == calls, "no model was called for it"
                 assert (await anna.get("/v1/sessions/more")).status_code == 404, "nothing stored"
                 model.mode("ok")
                 assert (await ask(ben, "s", "am I held up?"))[-1].name == "done"
+                assert [(await anext(events)).name for events in opened] == ["token"] * 2
             # Both have left: their places are free when their answers have ended.
 
             async def room() -> bool:
@@ -93,12 +97,12 @@ async def test_a_process_has_only_so_many_answers_open(model: Model, folder: Pat
             clients = [await outer.enter_async_context(service.client(name)) for name in users]
             model.mode("slow", delay=0.1, text="word " * 300)
             async with AsyncExitStack() as stack:
-                for client in clients[:3]:
-                    await open_answer(stack, client, "s")
+                opened = [await open_answer(stack, client, "s") for client in clients[:3]]
                 await refused(clients[3], 503, "overloaded", stream=True)
                 await refused(clients[0], 429, "too_many_streams", stream=True)
                 ready = await clients[3].get("/health/ready")
                 assert ready.status_code == 200, "reading and health are not turns"
+                assert [(await anext(events)).name for events in opened] == ["token"] * 3
                 model.mode("ok")
 
             async def room() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ async def test_metrics_tell_states_and_nobody(model: Model, folder: Path) -> Non
     """S2, S7: no user, no session and no text in a name or a label."""
     groups = {"embedding": BY_WORDS, "projector": {"interval": "50ms"}}
     with serving(folder, fake=model, **groups) as service:
-        async with service.client("kumquat-user") as client:
+        user = "kumquat-user"
+        async with service.client(user) as client, service.client(user) as other:
             await answer(client, "kumquat-session", "My kumquat is orange.")
             found = await scraped(client)
             for name in ("projection_behind_sessions", "projection_lag_seconds",
@@ -55,7 +57,7 @@ async def test_metrics_tell_states_and_nobody(model: Model, folder: Path) -> Non
             assert ready == {"status": "ok", "behind": 0, "lag_seconds": 0.0, "poisoned": 0}
 
             model.mode("slow", delay=0.1, text="one two three four")
-            async with asking(client, "kumquat-session", "count") as stream:
+            async with asking(other, "kumquat-session", "count") as stream:
                 async for event in stream:
                     if event.name == "token":
                         assert (await scraped(client))["strata_open_streams"] == 1
@@ -79,16 +81,13 @@ async def test_workers_tell_of_one_another(model: Model, folder: Path, shared: G
             assert counts == sorted(counts), "whoever answers tells of all"
             assert counts[0] >= 12
             model.mode("slow", delay=0.3, text="one two three four five six seven eight")
-            streams = [asking(client, f"s{n}", "count") for n in range(4)]
-            for stream in streams:
-                await stream.__aenter__()
+            asked = [asyncio.create_task(ask(client, f"s{n}", "count")) for n in range(4)]
 
             async def all_open() -> bool:
                 return (await scraped(client))["strata_open_streams"] == 4
 
             await until(all_open)
-            for stream in streams:
-                await stream.__aexit__(None, None, None)
+            await asyncio.gather(*asked)
         folders = set(re.findall(r"strata-metrics-\w+", environment_of(service)))
         assert len(folders) == 1
         assert service.terminate(40) == 0

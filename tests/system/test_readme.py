@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from system.process import ROOT, Service, environment, serving, wait_for
+from system.streams import parse_all, text_of
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCK = re.compile(r"<!-- (\w+) -->\n```\w+\n(.*?)```\n(?:```\n(.*?)```)?", re.DOTALL)
@@ -21,14 +22,14 @@ def _blocks(kind: str) -> list[tuple[str, str]]:
     return found
 
 
-def _run(command: str, service: Service) -> str:
+def _run(command: str, service: Service, **variables: str) -> str:
     here = command.replace("localhost:8000", service.url.removeprefix("http://"))
     done = subprocess.run(
         ["sh", "-c", f"{here} --silent --show-error --fail"],
         capture_output=True,
         text=True,
         timeout=30,
-        env=environment(),
+        env=environment(**variables),
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stderr}"
@@ -95,6 +96,23 @@ def _check_the_curl_session(service: Service) -> None:
                 assert _events(printed) == _events(shown)
             else:
                 assert json.loads(printed)
+
+
+def test_a_question_is_retried_and_its_stream_resumed_and_cancelled(tmp_path: Path) -> None:
+    """R7, R8, R9 as a client would begin with them."""
+    ((commands, _),) = _blocks("retry")
+    asking, resuming, cancelling = re.split(r"^#.*\n", commands, flags=re.MULTILINE)[1:]
+    with serving(tmp_path, embedding={"provider": "none"}) as service:
+        printed = _run(asking.strip(), service)
+        first, again = parse_all(printed), parse_all(_run(asking.strip(), service))
+        assert text_of(again) == text_of(first)
+        assert [again[n][:3] for n in (0, 1, -1)] == [first[n][:3] for n in (0, 1, -1)]
+        turn = first[0].data["turn_id"]
+        last = {"TURN_ID": turn, "LAST_EVENT_ID": first[3].id}
+        rest = parse_all(_run(resuming.strip(), service, **last))
+        assert text_of(first[:4]) + text_of(rest) == text_of(first)
+        told = json.loads(_run(cancelling.strip(), service, TURN_ID=turn))
+        assert told == {"turn_id": turn, "status": "done"}
 
 
 def test_the_python_example_runs(tmp_path: Path) -> None:

@@ -63,9 +63,7 @@ async def p99(client: httpx.AsyncClient) -> float:
 
 
 async def refused(client: httpx.AsyncClient, status: int, code: str) -> None:
-    began = time.monotonic()
     response: Any = await client.post("/v1/sessions/more/turns", json={"message": "one more?"})
-    assert time.monotonic() - began < 1.0
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["code"] == code
@@ -74,7 +72,7 @@ async def refused(client: httpx.AsyncClient, status: int, code: str) -> None:
 
 @pytest.mark.parametrize(
     ("clients", "tokens"),
-    [(100, 1_200), pytest.param(500, 2_500, marks=pytest.mark.slow)],
+    [(100, 1_000), pytest.param(500, 2_500, marks=pytest.mark.slow)],
 )
 async def test_clients_that_do_not_read_hold_up_nobody(
     model: Model, folder: Path, clients: int, tokens: int
@@ -88,7 +86,7 @@ async def test_clients_that_do_not_read_hold_up_nobody(
                 fake=model,
                 embedding=BY_WORDS,
                 index={"url": "none"},  # its memory is another promise
-                limits={"streams_per_user": clients // USERS, "streams": clients + 1},
+                limits={"streams_per_user": clients // USERS, "streams": clients},
                 # All answers grow at the same time, on one core.
                 model={"turn_timeout": "30m", "first_token_timeout": "5m", "gap_timeout": "5m"},
                 session={"lease": "60s"},
@@ -96,14 +94,20 @@ async def test_clients_that_do_not_read_hold_up_nobody(
         )
         process = psutil.Process(service.pid)
         other = await stack.enter_async_context(service.client("other"))
+        users = [await stack.enter_async_context(service.client(f"user{n}")) for n in range(USERS)]
         model.mode("ok", text=WORD * 50)
         before = await p99(other)
         base = process.memory_info().rss
         done = turns(service, "done")
 
-        model.mode("ok", text=text)
+        model.mode("slow", delay=0.001, text=text)
         for n in range(clients):
             stack.enter_context(unread(service, user=f"user{n % USERS}", session=f"s{n}"))
+        await until(lambda: turns(service, "running") == clients, within_seconds=60)
+        for user in users:
+            await refused(user, 429, "too_many_streams")
+        await refused(other, 503, "overloaded")
+
         most = 0
 
         def all_produced() -> bool:
@@ -119,16 +123,43 @@ async def test_clients_that_do_not_read_hold_up_nobody(
             f"{clients} clients, {tokens} tokens: resident memory + {(most - base) / 1e6:.1f} MB, "
             f"p99 of the others {before * 1000:.1f} ms before, {during * 1000:.1f} ms with them"
         )
-        # An answer that has ended counts while somebody reads it, however slowly.
-        users = [await stack.enter_async_context(service.client(f"user{n}")) for n in range(USERS)]
-        for user in users:
-            await refused(user, 429, "too_many_streams")
-        stack.enter_context(unread(service, user="filler", session="s"))
-        await until(lambda: turns(service, "done") > done + clients + TRIES * SAMPLES)
-        await refused(other, 503, "overloaded")
-
         for n in range(clients):
             *_, stored = await history(users[n % USERS], f"s{n}")
             assert (stored["content"], stored["status"]) == (text, "done")
         assert most - base < clients * BYTES_PER_CLIENT
         assert during < 2 * before
+
+
+async def test_an_answer_counts_while_somebody_reads_it_however_slowly(
+    model: Model, folder: Path
+) -> None:
+    """R20: it has ended and is stored; what its reader has not taken waits here, not in the
+    kernel, and keeps the reader's place."""
+    # More than is written ahead of a reader.
+    text = "x" * 1_000 + " " + WORD * 50 + ("y" * 1_000 + " ") * 300
+    with serving(
+        folder, fake=model, embedding=BY_WORDS, index={"url": "none"},
+        limits={"streams_per_user": 1},
+    ) as service:  # fmt: skip
+        async with service.client("anna") as anna:
+            model.mode("ok", text=text)
+            with unread(service, user="anna", session="s") as client:
+                await until(lambda: turns(service, "done") == 1)
+                for _ in range(3):
+                    await refused(anna, 429, "too_many_streams")
+                *_, stored = await history(anna, "s")
+                assert stored["content"] == text
+                # It reads after all, and gets everything.
+                client.settimeout(10)
+                received = b""
+                while b"event: done" not in received:
+                    part = client.recv(65_536)
+                    assert part, "the stream was cut"
+                    received += part
+            assert received.count(b"y") >= 300_000
+
+            async def room() -> bool:
+                found = await anna.post("/v1/sessions/t/turns", json={"message": "now?"})
+                return found.status_code == 200
+
+            await until(room)

@@ -66,8 +66,9 @@ async def stopped_under_load(service: Service, model: Model, running: Callable[[
         assert "retry-after" in refused.headers
         ended: list[list[Event]] = await asyncio.gather(*quick, *slow)
     assert await asyncio.to_thread(service.child.wait) == 0
-    assert time.monotonic() - began < GRACE_SECONDS + 4
+    seconds = time.monotonic() - began
     assert running() == 0
+    assert seconds < GRACE_SECONDS + 4, service.log.read_text()[-5000:]
     outcomes = [events[-1] for events in ended]
     assert [event.name for event in outcomes[:half]] == ["done"] * half
     for event in outcomes[half:]:

@@ -11,9 +11,11 @@ from typing import Any
 
 import httpx
 
+from memory.folding import BREAK_AFTER
 from memory.models import User, now, session_key
 from memory.stores.mongo import MongoStore
 from service.keys import TENANT
+from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
 from system.streams import history, until
 
@@ -158,3 +160,36 @@ async def filed(url: str, seen: Checked, client: httpx.AsyncClient) -> bool:
         return last is None
     finally:
         await store.close()
+
+
+async def test_a_summary_model_that_hangs_or_fails_is_given_up_in_time_and_then_not_asked(
+    model: Model, folder: Path
+) -> None:
+    """Its deadline is `turn_timeout`; after some failures summaries are extracts at once."""
+    groups: Groups = {
+        "budget": SMALL,
+        "embedding": dict(BY_WORDS),
+        "projector": {"interval": "50ms"},
+        "model": {"max_retries": 0, "turn_timeout": "300ms"},
+    }
+    with serving(folder, fake=model, **groups) as service:
+        async with service.client(USER) as client:
+            for n, mode in enumerate(("hang", "500", "hang", "hang", "ok")):
+                model.mode(mode)
+                await tell(client, list(range(6 * n, 6 * n + 6)))
+
+                async def rolled(version: int = n + 1) -> bool:
+                    found = (await client.get(f"/v1/sessions/{SESSION}")).json()["summary"]
+                    return bool(found["version"] >= version)
+
+                await until(rolled, 20)
+                response = await client.post(
+                    f"/v1/sessions/{SESSION}/context", json={"query": "?", "recall": "none"}
+                )
+                assert response.json()["receipt"]["degraded"] == ["summary"]
+            assert len(model.requests()) == BREAK_AFTER
+            ready = (await client.get("/health/ready")).json()
+            assert ready["summary"]["status"] == "failing"
+            assert ready["summary"]["breaker"] == "open"
+            assert ready["degraded"] is True
+            assert 'strata_breakers_open{part="summary"} 1.0' in (await client.get("/metrics")).text

@@ -464,7 +464,7 @@ class Scheduler:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._waiting: list[asyncio.Event] = []
-        self._busy = 0
+        self._busy = False
 
     def store(self, inner: TurnStore) -> Any:
         return _Scheduled(self, inner)
@@ -472,19 +472,27 @@ class Scheduler:
     async def turnstile(self) -> None:
         mine = asyncio.Event()
         self._waiting.append(mine)
-        await mine.wait()
+        try:
+            await mine.wait()
+        except asyncio.CancelledError:
+            if mine in self._waiting:
+                self._waiting.remove(mine)
+            else:  # it had just been chosen
+                self.passed()
+            raise
 
     async def run(self, *actors: Coroutine[Any, Any, Any]) -> list[Any]:
         tasks = [asyncio.ensure_future(actor) for actor in actors]
-        while not all(task.done() for task in tasks):
-            await asyncio.sleep(0.0005)
-            if self._waiting and not self._busy:
-                self._busy = 1
-                self._waiting.pop(self._rng.randrange(len(self._waiting))).set()
+        async with asyncio.timeout(20):
+            while not all(task.done() for task in tasks):
+                await asyncio.sleep(0.0005)
+                if self._waiting and not self._busy:
+                    self._busy = True
+                    self._waiting.pop(self._rng.randrange(len(self._waiting))).set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     def passed(self) -> None:
-        self._busy = 0
+        self._busy = False
 
 
 class _Scheduled:

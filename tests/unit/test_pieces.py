@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pieces import BEHIND, Pieces
+from service.pieces import BEHIND, RECENT, Pieces
 
 # What a model may send: no surrogates, but characters of one to four bytes, and joined ones.
 TEXT = st.text(
@@ -24,7 +24,10 @@ def told(events: list[bytes]) -> list[tuple[int, str]]:
     return found
 
 
-@given(st.lists(TEXT, max_size=40), st.lists(st.integers(0, 10_000), max_size=4))
+@given(
+    st.integers(0, 4 * RECENT).flatmap(lambda n: st.lists(TEXT, min_size=n, max_size=n)),
+    st.lists(st.integers(0, 10_000), max_size=4),
+)
 def test_from_any_code_point_on_the_rest_is_told_exactly(texts: list[str], cuts: list[int]) -> None:
     """R9: a reader may be cut anywhere, and as often as it likes."""
     answer, whole = Pieces("turn.1"), "".join(texts)
