@@ -41,7 +41,7 @@ from system.process import Model, Qdrant, Service, serving, wait_for
 from system.streams import Event, parse, text_of
 
 EXAMPLES = int(os.environ.get("STRATA_MACHINE_EXAMPLES", "3"))
-STEPS = int(os.environ.get("STRATA_MACHINE_STEPS", "12"))
+STEPS = int(os.environ.get("STRATA_MACHINE_STEPS", "10"))
 # Small, so that the window is left and summaries are written.
 BUDGET = {
     "context_tokens": 700, "window_tokens": 300, "summary_tokens": 100, "recall_tokens": 150,
