@@ -35,10 +35,11 @@ serve: $(VENV)/.run
 	@exec $(BIN)/strata serve
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m 'not slow'
 
 # SEED=N repeats a run.
 torture: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m slow
 	@PYTHONPATH=tests $(BIN)/python -m torture $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev

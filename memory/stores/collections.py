@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memory.models import NEVER, Segment, Session, Turn
+from memory.models import NEVER, Segment, Session, Turn, turn_id
 
 COLLECTIONS = TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
 JSON_TEXT = ("metadata", "usage")
+LAST_SEQ = 9_999_999_999  # an id has ten digits for it
 # What an insert decides once and for all.
 FIXED = ("id", "user_key", "session_key", "session_id", "seq", "last_seq", "idempotency")
 
@@ -39,12 +40,11 @@ class Index(NamedTuple):
         return {**options, "expireAfterSeconds": 0} if self.expires else options
 
 
+# The ids of a session's turns are in the order of their `seq`: the index of `_id` serves for both.
+# Each further one costs every turn before its model call.
 # The fields of a sparse compound index exist together or not at all: a document with one of them
 # would be in it. So `pending_in` repeats the session key while, and only while, a turn is pending.
 INDEXES = (
-    Index(
-        TURNS, "session", (("user_key", 1), ("session_key", 1), ("seq", 1)), unique=True
-    ),
     Index(TURNS, "idempotency", (("user_key", 1), ("idempotency", 1)), unique=True),
     Index(TURNS, "user", (("user_key", 1), ("created_at", 1), ("_id", 1))),
     Index(TURNS, "pending", (("pending_since", 1), ("pending_in", 1)), sparse=True),
@@ -71,14 +71,21 @@ def at(id_: str) -> Document:
 
 
 def within(session_key: str) -> Document:
-    """The filter for what belongs to one session."""
+    """The filter for the segments of one session."""
     return {"user_key": owner(session_key), "session_key": session_key}
+
+
+def turns_of(session_key: str, *, first: int = 0, before: int | None = None) -> Document:
+    """The filter for the turns of a session with `first` ≤ seq < `before`."""
+    end = min(before, LAST_SEQ) if before is not None else LAST_SEQ
+    ids = {"$gte": turn_id(session_key, max(0, first)), "$lt": turn_id(session_key, end)}
+    return {"user_key": owner(session_key), "_id": ids}
 
 
 def later_than(session_key: str, seq: int) -> Document:
     """The filter for the turns of a session that end after message `seq`."""
     # A turn has at most two messages, so `seq` bounds its first one too: that one is in the index.
-    return {**within(session_key), "seq": {"$gte": seq}, "last_seq": {"$gt": seq}}
+    return {**turns_of(session_key, first=seq), "last_seq": {"$gt": seq}}
 
 
 def purge_at(expires_at: datetime, grace_seconds: float) -> Document:

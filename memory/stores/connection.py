@@ -190,7 +190,10 @@ class Connection:
         while rest := marked[done : done + BATCH]:
             try:
                 async with self._do() as database:
-                    await database[collection].insert_many(rest)
+                    if len(rest) == 1:
+                        await database[collection].insert_one(rest[0])
+                    else:
+                        await database[collection].insert_many(rest)
             except Conflict as conflict:
                 # What was refused may be this very insert, repeated by the driver.
                 ours = 0

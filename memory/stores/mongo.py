@@ -34,6 +34,7 @@ from memory.stores.collections import (
     to_session,
     to_turn,
     turn_document,
+    turns_of,
     within,
 )
 from memory.stores.connection import Conflict, Connection, Order
@@ -77,18 +78,18 @@ class MongoStore(MongoPending):
     async def load(self, session_key: str, *, limit: int = PAGE) -> Loaded:
         first = min(limit, FIRST_READ)
         session, turns = await asyncio.gather(
-            self.session(session_key), self._newest(session_key, {}, first)
+            self.session(session_key), self._newest(turns_of(session_key), first)
         )
         covered = session.summary.covers_through if session else 0
         if len(turns) == first < limit and turns[-1].seq > covered:
             # A turn has at most two messages, so one that ends at `covered` begins here or later.
-            rest = {"seq": {"$gte": covered - 1, "$lt": turns[-1].seq}}
-            turns += await self._newest(session_key, rest, limit - first)
+            rest = turns_of(session_key, first=covered - 1, before=turns[-1].seq)
+            turns += await self._newest(rest, limit - first)
         uncovered = sum(turn.seq > covered for turn in turns)
         return Loaded(session, turns[: uncovered + 1])
 
-    async def _newest(self, session_key: str, where: Document, limit: int) -> list[Turn]:
-        return await self._turns({**within(session_key), **where}, limit, sort=(("seq", -1),))
+    async def _newest(self, where: Document, limit: int) -> list[Turn]:
+        return await self._turns(where, limit, sort=(("_id", -1),))
 
     async def _turns(self, where: Document, limit: int, *, sort: Order = ()) -> list[Turn]:
         found = await self._db.find(TURNS, where, sort=sort, limit=limit, show=BARE)
@@ -167,12 +168,12 @@ class MongoStore(MongoPending):
         self, session_key: str, *, now: datetime, before: int | None, first: int, limit: int
     ) -> list[Turn]:
         # A turn has at most two messages, so `first` bounds its seq too.
-        seq = {"$gte": first - 1} if before is None else {"$gte": first - 1, "$lt": before}
-        where = {"seq": seq, "last_seq": {"$gte": first}, "expires_at": {"$gt": now}}
-        return await self._newest(session_key, where, limit)
+        which = turns_of(session_key, first=first - 1, before=before)
+        where = {**which, "last_seq": {"$gte": first}, "expires_at": {"$gt": now}}
+        return await self._newest(where, limit)
 
     async def range(self, session_key: str, *, after: int, limit: int) -> list[Turn]:
-        return await self._turns(later_than(session_key, after), limit, sort=(("seq", 1),))
+        return await self._turns(later_than(session_key, after), limit, sort=(("_id", 1),))
 
     async def user_turns(
         self,
@@ -271,7 +272,7 @@ class MongoStore(MongoPending):
 
     async def delete_session(self, session_key: str, *, keep_session: bool = False) -> int:
         await self.drop_segments(session_key)
-        deleted = await self._db.delete(TURNS, within(session_key))
+        deleted = await self._db.delete(TURNS, turns_of(session_key))
         if not keep_session:
             await self._db.delete(SESSIONS, at(session_key))
         return deleted
@@ -292,7 +293,7 @@ class MongoStore(MongoPending):
         return await self._db.delete(TURNS, where)
 
     async def forget_session(self, session_key: str) -> bool:
-        if await self._db.one(TURNS, within(session_key), {"_id": 1}):
+        if await self._db.one(TURNS, turns_of(session_key), {"_id": 1}):
             return False
         await self.delete_session(session_key)
         return True

@@ -140,7 +140,7 @@ class MongoPending:
         while page := await self._db.find(
             TURNS,
             later_than(session_key, after),
-            sort=(("seq", 1),),
+            sort=(("_id", 1),),
             limit=BATCH,
             show={"last_seq": 1},
         ):
