@@ -34,11 +34,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 serve: $(VENV)/.run
 	@exec $(BIN)/strata serve
 
+# What takes minutes (a session of 2,000 turns, 500 stuck clients) runs in `make torture`.
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m 'not slow'
 
 # SEED=N repeats a run.
 torture: $(VENV)/.dev
+	@$(BIN)/python -m pytest -s -m slow
 	@PYTHONPATH=tests $(BIN)/python -m torture $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev
