@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 
+import structlog
+
 from memory.errors import StoreUnavailable
 from memory.models import Turn
 from memory.stores.base import TurnStore
 from service.events import run_of
 from service.stream import Producer
+
+log = structlog.get_logger("strata.turn")
 
 SIGNAL_SECONDS = 0.5
 
@@ -62,6 +66,9 @@ class Producers:
                 signals = await store.signals(list(turns.values()))
             except StoreUnavailable:
                 continue  # the next time
+            except Exception:  # the edge of a task: it must outlive any single failure
+                log.exception("signals.crashed")
+                continue
             for turn_id, signal in signals.items():
                 if producer := self.of(turns[turn_id]):
                     producer.watched = signal.watched
