@@ -11,6 +11,7 @@ from datetime import datetime
 import structlog
 
 from memory.config import MemoryConfig
+from memory.documents import interrupted
 from memory.erasing import Erasing
 from memory.errors import StrataError
 from memory.folding import Folding
@@ -19,6 +20,7 @@ from memory.indexes.base import VectorIndex
 from memory.library import living
 from memory.lifetimes import begun_anew, ended
 from memory.models import now
+from memory.opening import CLOCK_SKEW
 from memory.projection import Projection
 from memory.stores.base import TurnStore
 
@@ -58,7 +60,18 @@ class Sweeper:
 
     async def sweep(self) -> int:
         """Returns how many turns were deleted."""
+        await self._end_overdue()
         return await self._sweep_sessions() + await self._sweep_turns()
+
+    async def _end_overdue(self) -> None:
+        """Turns of workers that are gone, in sessions that nobody goes on with: else they would
+        run for ever, and be recalled never."""
+        if self._store.exclusive:
+            return  # its only process has ended them before it began
+        for turn in await self._store.overdue(before=now() - CLOCK_SKEW):
+            if await self._store.save(interrupted(turn)):
+                log.info("turn.ended_for_its_worker", session=turn.session_key)
+                self._projection.wake(turn.session_key)
 
     async def _sweep_sessions(self) -> int:
         deleted = 0

@@ -135,6 +135,10 @@ class TurnStore(Protocol):
         `finished`, of those alone in which such a turn has ended."""
         ...
 
+    async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
+        """Running turns whose lease ended before this moment, without receipts."""
+        ...
+
     async def pending_since(self) -> datetime | None:
         """Since when the ended turn waits that has been pending for longest."""
         ...

@@ -59,6 +59,12 @@ class MongoPending:
             after = page[-1][date], page[-1][key]  # leaps over the rest of a session on one date
         return list(found)[:limit]
 
+    async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
+        # A running turn is pending: so it is in a sparse index.
+        where = {"pending_since": {"$lte": NEVER}, "status": "running", "until": {"$lt": before}}
+        found = await self._db.find(TURNS, where, limit=limit, show=BARE)
+        return [to_turn(document) for document in found]
+
     async def pending_since(self) -> datetime | None:
         waiting = {"pending_since": {"$lte": NEVER}, "status": {"$ne": "running"}}
         order, show = (("pending_since", 1),), {"_id": 0, "pending_since": 1}

@@ -37,6 +37,11 @@ class SqlitePending:
             (user_key, limit) if user_key else (limit,),
         )
 
+    async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
+        rows = await self._db.rows("SELECT body FROM turns WHERE status = 'running'", ())
+        running = map(decode_turn, rows)
+        return [turn for turn in running if turn.until and turn.until < before][:limit]
+
     async def pending_since(self) -> datetime | None:
         rows = await self._db.rows(
             "SELECT min(pending_since) FROM turns WHERE pending_since IS NOT NULL"

@@ -489,6 +489,18 @@ async def test_a_turn_that_ran_again_is_settled_only_at_the_attempt_that_was_see
     assert await store.pending_reruns(KEY, through=9, limit=9) == []
 
 
+async def test_running_turns_whose_lease_has_ended_are_found(store: TurnStore) -> None:
+    late, in_time, ended = (
+        msgspec.structs.replace(made, until=NOON + timedelta(seconds=seconds))
+        for made, seconds in ((running(1), 1), (running(3), 9), (turn("q", "a", seq=5), 1))
+    )
+    await store.append([late, in_time, ended, turn("recorded", seq=7)])
+    assert await store.overdue(before=NOON + timedelta(seconds=1)) == []
+    assert await store.overdue(before=NOON + timedelta(seconds=2)) == [late]
+    assert seqs(await store.overdue(before=NOON + timedelta(seconds=10))) == [1, 3]
+    assert len(await store.overdue(before=NOON + timedelta(seconds=10), limit=1)) == 1
+
+
 async def test_how_long_the_oldest_ended_turn_is_pending(store: TurnStore) -> None:
     assert await store.pending_since() is None
     mine = running(token="mine")

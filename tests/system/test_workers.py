@@ -139,6 +139,29 @@ async def test_a_dead_workers_turn_and_projections_are_taken_over(
             await until(lambda: found(client, "alphabet", "alphabet"))
 
 
+async def test_a_dead_workers_turn_ends_though_nobody_goes_on_with_its_session(
+    model: Model, folder: Path, shared: Groups
+) -> None:
+    """R6, R1: what was asked last is found from other sessions, too."""
+    shared = {**shared, "session": {"lease": "1s"}}
+    shared["projector"] = {**shared["projector"], "sweep_interval": "500ms"}
+    with ExitStack() as stack:
+        one = stack.enter_context(serving(folder / "1", fake=model, **shared))
+        two = stack.enter_context(serving(folder / "2", fake=model, **shared))
+        model.mode("hang")
+        async with (
+            one.client() as client,
+            asking(client, "s", "My canary is called Xylophon.") as stream,
+        ):
+            asked = await anext(stream)
+            one.kill()
+        model.forget()
+        async with two.client() as client:
+            await until(lambda: found(client, "canary", "Xylophon"))
+            turn = (await client.get(f"/v1/turns/{asked.data['turn_id']}")).json()
+            assert turn["status"] == turn["assistant"]["status"] == "interrupted"
+
+
 async def test_a_worker_that_wakes_after_its_lease_can_write_nothing(
     model: Model, folder: Path, shared: Groups
 ) -> None:
