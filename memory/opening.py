@@ -28,10 +28,8 @@ POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 0.25
 POLL_GROWTH = 1.5
 KNOWN_ABANDONED = 1_000
-KNOWN_LEFT = 10_000
 # Turns that a retry with the same idempotency key may run again.
 RUN_AGAIN = ("failed", "interrupted")
-ENDED_WELL = ("done", "partial")
 
 
 class Opened(NamedTuple):
@@ -47,49 +45,12 @@ class Opening:
         self._store = store
         self._session_ttl = session_ttl
         self._abandoned: dict[str, None] = {}
-        self._left: dict[str, int] = {}
 
     def abandoned(self, turn: Turn) -> None:
         """Nobody in this process writes this attempt any more, whatever its lease says."""
         if len(self._abandoned) >= KNOWN_ABANDONED:
             del self._abandoned[next(iter(self._abandoned))]
         self._abandoned[turn.token] = None
-
-    def left(self, turn: Turn) -> None:
-        """A turn has ended well here: the next one of its session most likely follows it."""
-        if self._store.exclusive or turn.status in RUN_AGAIN:
-            return
-        if len(self._left) >= KNOWN_LEFT:
-            del self._left[next(iter(self._left))]
-        self._left[turn.session_key] = turn.last_seq
-
-    def take_left(self, session_key: str) -> int | None:
-        """The last seq of the session as this process has left it, for one try."""
-        return self._left.pop(session_key, None)
-
-    async def append_ahead(self, user: User, turn: Turn) -> Opened | None:
-        """Insert a turn that follows what this process has left, and read the session meanwhile.
-        None when something else is there: then the turn is not, and the session has to be opened.
-        """
-        try:
-            async with asyncio.TaskGroup() as both:
-                appending = both.create_task(self._store.append([turn]))
-                loading = both.create_task(self._store.load(turn.session_key))
-            if not appending.result():
-                return None
-            session, turns = loading.result()
-            loaded = Loaded(session, [before for before in turns if before.id != turn.id])
-            counts = self._as_it_counts(user, turn.session_id, loaded)
-            goes_on = session is None or counts is session  # it has not ended, nor is it erased
-            if goes_on and _has_ended_well(loaded) and last_seq(loaded) == turn.seq - 1:
-                return Opened(counts, loaded, False)
-            await self._store.withdraw(turn)
-        except BaseException as error:
-            self.abandoned(turn)  # a server may have stored it all the same
-            if isinstance(error, BaseExceptionGroup):
-                raise error.exceptions[0] from None
-            raise
-        return None
 
     async def session(self, user: User, session_id: str, *, wait_until: float) -> Opened:
         """The session as it counts now, for who holds its gate and wants to write: no turn runs
@@ -181,12 +142,6 @@ def lease_is_over(running: Turn) -> bool:
     """Whether its writer has had its time; it may still live, and can write nothing once the turn
     is taken over."""
     return running.until is None or running.until + CLOCK_SKEW <= now()
-
-
-def _has_ended_well(loaded: Loaded) -> bool:
-    """Whether its last turn can only be followed by the next: none runs, none is run again."""
-    runs = any(turn.status == "running" for turn in loaded.turns)
-    return bool(loaded.turns) and not runs and loaded.turns[0].status in ENDED_WELL
 
 
 def last_seq(loaded: Loaded) -> int:

@@ -159,42 +159,34 @@ class Memory:
 
     async def _insert(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn]:
         waited = False
-        left = self._opening.take_left(ask.key)
-        if left is not None:
-            turn = self._turn(ask, left + 1)
-            ahead = await self._opening.append_ahead(ask.user, turn)
-            if ahead is not None:
-                return ahead, turn
         for _race in range(_RACES):
             opened, known = await self._open(ask, wait_until)
             waited = waited or opened.waited
+            turn: Turn | None
             if known is not None:
-                again = await self._idempotency.run_again(
+                turn = await self._idempotency.run_again(
                     known, opened, lease_seconds=self._config.session.lease
                 )
-                if again is not None:
-                    return opened._replace(waited=waited), again
+                if turn is not None:
+                    return opened._replace(waited=waited), turn
                 continue
-            turn = self._turn(ask, last_seq(opened.loaded) + 1)
+            turn = running_turn(
+                ask.user,
+                ask.session_id,
+                last_seq(opened.loaded) + 1,
+                ask.question,
+                ttl=self._config.ttl.memory,
+                lease_seconds=self._config.session.lease,
+                counter=self.counter,
+                metadata=ask.metadata,
+                idempotency_key=ask.idempotency_key,
+                body_hash=ask.body_hash or None,
+            )
             inserted, opened = await self._opening.append(opened, [turn])
             if inserted:
                 return opened._replace(waited=waited), turn
             waited = True  # another process was first
         raise SessionBusy(1.0)
-
-    def _turn(self, ask: Ask, seq: int) -> Turn:
-        return running_turn(
-            ask.user,
-            ask.session_id,
-            seq,
-            ask.question,
-            ttl=self._config.ttl.memory,
-            lease_seconds=self._config.session.lease,
-            counter=self.counter,
-            metadata=ask.metadata,
-            idempotency_key=ask.idempotency_key,
-            body_hash=ask.body_hash or None,
-        )
 
     async def _open(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn | None]:
         """The session, and beside it what is known of the idempotency key."""
@@ -295,7 +287,6 @@ class Memory:
                 model=model,
             )
             accepted.stored = True
-            self._opening.left(turn)
             return turn
         finally:
             self.abandon(accepted)

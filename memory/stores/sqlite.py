@@ -87,15 +87,6 @@ class SqliteStore(SqlitePending):
 
         return await self._db.transaction(work)
 
-    async def withdraw(self, turn: Turn) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute(
-                "DELETE FROM turns WHERE id = ? AND token = ? AND status = 'running'",
-                (turn.id, turn.token),
-            )
-
-        await self._db.transaction(work)
-
     async def save(self, turn: Turn) -> bool:
         row = columns(turn)
 

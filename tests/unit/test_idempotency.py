@@ -69,11 +69,9 @@ class Other:
         return call
 
 
-def worker(
-    strata: Strata, store: Any = None, *, ttl: dict[str, Any] | None = None, **session: Any
-) -> Memory:
+def worker(strata: Strata, store: Any = None, **session: Any) -> Memory:
     """A worker of its own over the same files."""
-    settings = config(Path("unused"), session=session, ttl=ttl or {})
+    settings = config(Path("unused"), session=session)
     return Memory(
         store=store or Other(strata.store),
         recall=Recall(index=strata.index, model=strata.model, config=settings.recall),
