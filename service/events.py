@@ -43,6 +43,24 @@ def accepted_event(turn: Turn) -> bytes:
     return encode_event("accepted", f"{run_of(turn)}:a", told)
 
 
+def done_data(
+    *,
+    turn_id: str | None,
+    message_id: str | None,
+    finish_reason: str | None,
+    usage: dict[str, int] | None,
+    model: str | None,
+) -> dict[str, Any]:
+    """What `done` tells, live and from the store alike."""
+    return {
+        "turn_id": turn_id,
+        "message_id": message_id,
+        "finish_reason": finish_reason,
+        "usage": usage,
+        "model": model,
+    }
+
+
 def token_event(run: str, end: int, text: str) -> bytes:
     """The text up to code point `end`. Written for every token, so by hand."""
     return b'event: token\nid: %b:t%d\ndata: {"text":%b}\n\n' % (

@@ -23,6 +23,7 @@ from service.events import (
     RESTARTED,
     Place,
     accepted_event,
+    done_data,
     encode_event,
     run_of,
     token_event,
@@ -41,13 +42,13 @@ def end_of(turn: Turn) -> tuple[str, Any]:
         return "error", turn.error or INTERRUPTED
     if turn.error is not None:
         return "error", turn.error
-    return "done", {
-        "turn_id": turn.id,
-        "message_id": turn.assistant and turn.assistant.id,
-        "finish_reason": turn.finish_reason,
-        "usage": turn.usage,
-        "model": turn.model,
-    }
+    return "done", done_data(
+        turn_id=turn.id,
+        message_id=turn.assistant.id if turn.assistant else None,
+        finish_reason=turn.finish_reason,
+        usage=turn.usage,
+        model=turn.model,
+    )
 
 
 async def replay(services: Services, user: User, turn: Turn, place: Place) -> AsyncIterator[bytes]:

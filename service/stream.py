@@ -28,6 +28,7 @@ from service.events import (
     PING_SECONDS,
     Place,
     accepted_event,
+    done_data,
     encode_event,
 )
 from service.limits import Slot
@@ -246,13 +247,13 @@ class Producer:
         if error is not None:
             self._fail(error)
             return
-        done = {
-            "turn_id": self.turn.id if self.turn else None,
-            "message_id": message_id,
-            "finish_reason": finish_reason,
-            "usage": usage,
-            "model": self.model_name,
-        }
+        done = done_data(
+            turn_id=self.turn.id if self.turn else None,
+            message_id=message_id,
+            finish_reason=finish_reason,
+            usage=usage,
+            model=self.model_name,
+        )
         self._last = encode_event("done", f"{self.run_id}:e", done)
 
     def _fail(self, error: TurnError) -> None:
