@@ -7,52 +7,82 @@ from bisect import bisect_right
 
 from service.events import token_event
 
-# A reader that is so many pieces behind gets them in one event.
-BEHIND = 32
-# A string of a few letters takes ten times their room, so pieces are soon put together.
-RECENT = 64
+# A reader that is more pieces behind gets them in one event. Older ones are put together for
+# good: a string of a few letters takes ten times their room.
+BEHIND = 16
+# Code points of one event for a reader that is behind those: what is written for a client that
+# does not read must not grow with the answer.
+PAGE = 2048
 
 
 class Pieces:
     def __init__(self, run: str) -> None:
         self._run = run
-        self._whole = ""
-        self._recent: list[str] = []  # what comes after it
-        self._ends = array("I")  # code points up to and with each piece
+        # None is ever made anew with more text in it: answers that grow side by side would leave
+        # the heap full of holes.
+        self._joined: list[str] = []
+        self._ends = array("I")  # code points up to and with each of them
+        self._recent: list[str] = []  # the pieces after them
         self.length = 0  # in code points
-
-    def __len__(self) -> int:
-        return len(self._ends)
 
     def add(self, text: str) -> None:
         """One more piece; it must not be empty."""
         self.length += len(text)
         self._recent.append(text)
-        self._ends.append(self.length)
-        if len(self._recent) == RECENT:
-            self._whole = self.text
-            self._recent.clear()
+        if len(self._recent) == 2 * BEHIND:
+            self._join(self._recent[:BEHIND])
+            del self._recent[:BEHIND]
+
+    def close(self) -> str:
+        """The whole text, which is kept once from now on. Nothing may be added any more."""
+        whole = self.text
+        self._joined, self._recent = [], []
+        self._ends = array("I")
+        self._join([whole])
+        return whole
+
+    def _join(self, pieces: list[str]) -> None:
+        text = "".join(pieces)
+        self._joined.append(text)
+        self._ends.append(self._joined_length + len(text))
+
+    @property
+    def _joined_length(self) -> int:
+        return self._ends[-1] if self._ends else 0
 
     @property
     def text(self) -> str:
-        return "".join((self._whole, *self._recent))
+        return "".join((*self._joined, *self._recent))
 
-    def after(self, at: int) -> int:
-        """The number of the first piece that goes beyond code point `at`."""
-        return bisect_right(self._ends, at)
+    def events(self, at: int) -> tuple[list[bytes], int]:
+        """The next events of the text from code point `at` on, which must be before its end; and
+        the code point that they reach, which is its end unless `at` is far behind."""
+        texts = [self._page(at)] if at < self._joined_length else self._since(at)
+        events = []
+        for text in texts:
+            at += len(text)
+            events.append(token_event(self._run, at, text))
+        return events, at
 
-    def events(self, first: int, at: int) -> list[bytes]:
-        """Those of the text from code point `at` on, which is in piece `first` or before it."""
-        text, ends = self._from(at), self._ends[first:]
-        if len(ends) > BEHIND:
-            ends = ends[-1:]
-        starts = (at, *ends[:-1])
-        return [
-            token_event(self._run, end, text[start - at : end - at])
-            for start, end in zip(starts, ends, strict=True)
-        ]
+    def _page(self, at: int) -> str:
+        n = bisect_right(self._ends, at)
+        begin = len(self._joined[n]) - (self._ends[n] - at)
+        parts = [self._joined[n][begin : begin + PAGE]]
+        length = len(parts[0])
+        for text in self._joined[n + 1 :]:
+            if length >= PAGE:
+                break
+            parts.append(text)
+            length += len(text)
+        return "".join(parts)[:PAGE]
 
-    def _from(self, at: int) -> str:
-        if at < len(self._whole):
-            return self.text[at:]
-        return "".join(self._recent)[at - len(self._whole) :]
+    def _since(self, at: int) -> list[str]:
+        texts, start = [], self.length
+        for text in reversed(self._recent):
+            if start <= at:
+                break
+            texts.append(text)
+            start -= len(text)
+        texts.reverse()
+        texts[0] = texts[0][at - start :]
+        return texts if len(texts) <= BEHIND else ["".join(texts)]

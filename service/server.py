@@ -29,10 +29,9 @@ from service.workers import Parent, http_url
 
 log = structlog.get_logger("strata")
 CLOSE_SECONDS = 5
-# What is written ahead of a client that reads slowly: by the kernel (which doubles the number) and
-# by this process. Left alone, Linux takes over 2 MB for a connection that nobody reads.
+# What the kernel (which doubles the number) takes ahead of a client that reads slowly. Left alone,
+# Linux takes over 2 MB for a connection that nobody reads.
 SEND_BUFFER_BYTES = 32_768
-WRITE_BUFFER_BYTES = 16_384
 
 
 def serve_file(settings: Settings) -> Path | None:
@@ -46,7 +45,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        transport.set_write_buffer_limits(high=0)
         connected: socket.socket = transport.get_extra_info("socket")
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 

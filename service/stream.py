@@ -34,6 +34,7 @@ from service.events import (
 from service.limits import Slot
 from service.metrics import Metrics
 from service.model import ModelFailed, stream_answer
+from service.news import News
 from service.pieces import Pieces
 from service.schemas import Options
 from service.settings import Settings
@@ -83,8 +84,8 @@ class Producer:
         self._last: bytes | None = None
         self.usage: dict[str, int] | None = None
         self.finish_reason: str | None = None
-        self._news = asyncio.Event()
-        self._ended = asyncio.Event()
+        self._news = News()
+        self._ended = asyncio.get_running_loop().create_future()
         self._readers = 0
         self._detach: asyncio.TimerHandle | None = None
         self.watched: datetime | None = None  # until then somebody reads along elsewhere
@@ -129,8 +130,8 @@ class Producer:
                 self._slot.release()
             self._metrics.turn_ended(self.status, self._elapsed())
             self.finished = True
-            self._ended.set()
-            self._news.set()
+            self._ended.set_result(None)
+            self._news.tell()
 
     async def _outcome(self, generation: asyncio.Task[None]) -> tuple[TurnStatus, TurnError | None]:
         try:
@@ -181,7 +182,7 @@ class Producer:
                 if not self._answer.length:
                     self._metrics.first_token(self._elapsed())
                 self._answer.add(text)
-                self._news.set()
+                self._news.tell()
 
     async def _flush_now_and_then(self) -> None:
         """Store the answer while it grows, so that a crash loses little of it, and renew the
@@ -209,7 +210,7 @@ class Producer:
                 continue  # the end tries again, and tells
 
     async def _end(self, status: TurnStatus, error: TurnError | None) -> None:
-        text, context, usage = self.text, self._context, self.usage
+        text, context, usage = self._answer.close(), self._context, self.usage
         if usage is None and context is not None and status != "failed":
             usage = {
                 "prompt_tokens": context.receipt.used_tokens,
@@ -268,7 +269,7 @@ class Producer:
 
     def _tell(self, head: bytes) -> None:
         self._heads.append(head)
-        self._news.set()
+        self._news.tell()
 
     # --- stopping --------------------------------------------------------------------------
 
@@ -309,40 +310,39 @@ class Producer:
 
     async def read(self, place: Place = BEGINNING) -> AsyncIterator[bytes]:
         """All events after `place`, live, with pings in between; ends after the last one."""
+        if place.ended:
+            return
         self._arrive()
-        answer, heads = self._answer, place.heads
-        at = min(place.characters, answer.length)  # nobody has more than there is
-        piece = answer.after(at)
+        heads, at = place.heads, min(place.characters, self._answer.length)
         try:
-            while True:
-                finished = self.finished
-                news = self._heads[heads:] if heads < len(self._heads) else []
-                heads += len(news)
-                if piece < len(answer):
-                    news += answer.events(piece, at)
-                    piece, at = len(answer), answer.length
-                if finished:
-                    if self._last is not None and not place.ended:
-                        news.append(self._last)
-                    yield b"".join(news)
-                    return
+            ended = False
+            while not ended:
+                news, heads, at, ended = self._after(heads, at)
                 if news:
-                    yield b"".join(news)
-                    continue
-                self._news.clear()
-                try:
-                    async with asyncio.timeout(PING_SECONDS):
-                        await self._news.wait()
-                except TimeoutError:
+                    yield news
+                elif not ended and not await self._news.wait(PING_SECONDS):
                     yield PING
         finally:
             self._leave()
+
+    def _after(self, heads: int, at: int) -> tuple[bytes, int, int, bool]:
+        """What comes next for a reader that has these, how far it goes, and whether that is all.
+        Nothing of it is held here: for a client that does not read, its response holds it once."""
+        news = self._heads[heads:]
+        heads += len(news)
+        if at < self._answer.length:
+            events, at = self._answer.events(at)
+            news += events
+        ended = self.finished and at == self._answer.length
+        if ended and self._last is not None:
+            news.append(self._last)
+        return b"".join(news), heads, at, ended
 
     async def wait(self) -> None:
         """Until the turn has ended (for those who want JSON)."""
         self._arrive()
         try:
-            await self._ended.wait()
+            await asyncio.wait([self._ended])
         finally:
             self._leave()
 

@@ -88,9 +88,8 @@ class SqliteStore(SqlitePending):
         return await self._db.transaction(work)
 
     async def save(self, turn: Turn) -> bool:
-        row = columns(turn)
-
         def work(db: sqlite3.Connection) -> bool:
+            row = columns(turn)  # not before: many may wait for the thread
             changed = db.execute(
                 "UPDATE turns SET status = ?, body = ?, receipt = coalesce(?, receipt)"
                 " WHERE id = ? AND token = ? AND status = 'running'",

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pieces import BEHIND, RECENT, Pieces
+from service.pieces import BEHIND, PAGE, Pieces
 
 # What a model may send: no surrogates, but characters of one to four bytes, and joined ones.
 TEXT = st.text(
@@ -24,36 +25,59 @@ def told(events: list[bytes]) -> list[tuple[int, str]]:
     return found
 
 
+def all_events(answer: Pieces, at: int) -> list[bytes]:
+    found: list[bytes] = []
+    while at < answer.length:
+        events, at = answer.events(at)
+        assert events
+        found += events
+    return found
+
+
+@pytest.mark.parametrize("closed", [False, True])
 @given(
-    st.integers(0, 4 * RECENT).flatmap(lambda n: st.lists(TEXT, min_size=n, max_size=n)),
+    st.integers(0, 5 * BEHIND).flatmap(lambda n: st.lists(TEXT, min_size=n, max_size=n)),
     st.lists(st.integers(0, 10_000), max_size=4),
 )
-def test_from_any_code_point_on_the_rest_is_told_exactly(texts: list[str], cuts: list[int]) -> None:
+def test_from_any_code_point_on_the_rest_is_told_exactly(
+    closed: bool, texts: list[str], cuts: list[int]
+) -> None:
     """R9: a reader may be cut anywhere, and as often as it likes."""
     answer, whole = Pieces("turn.1"), "".join(texts)
     for text in texts:
         answer.add(text)
-    assert (answer.text, answer.length, len(answer)) == (whole, len(whole), len(texts))
-    ends = {sum(map(len, texts[: n + 1])) for n in range(len(texts))}
+    if closed:
+        assert answer.close() == whole
+    assert (answer.text, answer.length) == (whole, len(whole))
     for at in (0, len(whole), *(cut % (len(whole) + 1) for cut in cuts)):
-        first = answer.after(at)
-        if first == len(answer):
-            assert at == len(whole)
-            continue
-        found = told(answer.events(first, at))
+        found = told(all_events(answer, at))
         assert whole[:at] + "".join(text for _, text in found) == whole
-        reached = at
         for k, text in found:
-            reached += len(text)
-            assert k == reached
+            at += len(text)
+            assert k == at
             assert text
-            assert k in ends
-        assert len(found) == (1 if len(answer) - first > BEHIND else len(answer) - first)
 
 
-def test_a_reader_that_is_far_behind_gets_one_event() -> None:
+@given(st.integers(0, 5 * BEHIND), st.integers(1, BEHIND))
+def test_a_reader_that_is_a_little_behind_gets_every_piece(before: int, behind: int) -> None:
     answer = Pieces("turn.1")
-    for n in range(BEHIND + 1):
+    for n in range(before):
         answer.add(f"{n} ")
-    assert told(answer.events(0, 0)) == [(answer.length, answer.text)]
-    assert len(answer.events(1, 2)) == BEHIND
+    at = answer.length
+    pieces = [f"new{n} " for n in range(behind)]
+    for text in pieces:
+        answer.add(text)
+    assert [text for _, text in told(all_events(answer, at))] == pieces
+
+
+def test_a_reader_that_is_far_behind_gets_pages() -> None:
+    """R20: of which each is small, and all but the newest pieces are in few."""
+    answer, many = Pieces("turn.1"), 3_000
+    for n in range(many):
+        answer.add(f"{n:05} ")
+    for _ in range(2):
+        found = [text for _, text in told(all_events(answer, 0))]
+        assert max(map(len, found)) == PAGE
+        assert len(found) <= answer.length / PAGE + 1 + BEHIND
+        assert "".join(found) == answer.text
+        answer.close()
