@@ -80,10 +80,17 @@ class Accepted:
     turn: Turn
     session: Session
     turns: Sequence[Turn]
-    recalled: asyncio.Task[Recalled]
+    recalled: asyncio.Task[Recalled] | None
     ended: bool = False
     stored: bool = False
     receipt_stored: bool = False
+
+    def let_go(self) -> None:
+        """Hold no longer what the context is made of: nobody will ask for it again."""
+        self.turns = ()
+        if self.recalled is not None:
+            self.recalled.cancel()
+            self.recalled = None
 
 
 class _Shown(NamedTuple):
@@ -210,6 +217,7 @@ class Memory:
 
     async def context(self, accepted: Accepted) -> Context:
         """What the model is to read for an accepted turn."""
+        assert accepted.recalled is not None, "what it is made of was let go"
         recalled = await accepted.recalled
         return self._assemble(accepted.ask, accepted.session, accepted.turns, recalled)
 
@@ -295,7 +303,7 @@ class Memory:
         """Free the session without storing anything more. Harmless when repeated."""
         if not accepted.ended:
             accepted.ended = True
-            accepted.recalled.cancel()
+            accepted.let_go()
             if not accepted.stored:
                 self._opening.abandoned(accepted.turn)
             self._gates.release(accepted.ask.key)

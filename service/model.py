@@ -50,10 +50,11 @@ def make_chat_model(config: ModelConfig) -> BaseChatModel:
         from service.offline import OfflineChat
 
         return OfflineChat()
-    return _openai(config, config.name)
+    # The deadlines are those of `stream_answer`; another here is a timer more for every token.
+    return _openai(config, config.name, read_seconds=math.inf)
 
 
-def _openai(config: ModelConfig, name: str) -> BaseChatModel:
+def _openai(config: ModelConfig, name: str, *, read_seconds: float) -> BaseChatModel:
     from httpx import Timeout
     from langchain_openai import ChatOpenAI
     from pydantic import SecretStr
@@ -76,7 +77,7 @@ def _openai(config: ModelConfig, name: str) -> BaseChatModel:
         # Its wait_for swallows a cancellation that comes with a chunk (Python 3.11); the deadlines
         # are kept below.
         stream_chunk_timeout=None,
-        timeout=Timeout(_finite(max(config.first_token_timeout, config.gap_timeout))),
+        timeout=Timeout(_finite(config.first_token_timeout), read=_finite(read_seconds)),
     )
 
 
@@ -110,7 +111,10 @@ class ModelSummarizer:
 
 def make_summarizer_model(config: ModelConfig) -> BaseChatModel | None:
     """None without a model: summaries are extracts then."""
-    return None if config.offline else _openai(config, config.summary_name or config.name)
+    if config.offline:
+        return None
+    read_seconds = max(config.first_token_timeout, config.gap_timeout)
+    return _openai(config, config.summary_name or config.name, read_seconds=read_seconds)
 
 
 async def stream_answer(

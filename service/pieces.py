@@ -7,8 +7,8 @@ from bisect import bisect_right
 
 from service.events import token_event
 
-# A reader that is more pieces behind gets them in one event. Older ones are put together for
-# good: a string of a few letters takes ten times their room.
+# A reader that is more pieces behind gets them in one event. Older ones are put together: a string
+# of a few letters takes ten times their room.
 BEHIND = 16
 # Code points of one event for a reader that is behind those: what is written for a client that
 # does not read must not grow with the answer.
@@ -18,10 +18,11 @@ PAGE = 2048
 class Pieces:
     def __init__(self, run: str) -> None:
         self._run = run
-        # None is ever made anew with more text in it: answers that grow side by side would leave
-        # the heap full of holes.
+        # Pages, and what is not yet one. No text is ever made anew for some letters more: answers
+        # that grow side by side would leave the heap full of holes.
         self._joined: list[str] = []
         self._ends = array("I")  # code points up to and with each of them
+        self._pages = 0
         self._recent: list[str] = []  # the pieces after them
         self.length = 0  # in code points
 
@@ -30,21 +31,26 @@ class Pieces:
         self.length += len(text)
         self._recent.append(text)
         if len(self._recent) == 2 * BEHIND:
-            self._join(self._recent[:BEHIND])
+            self._join("".join(self._recent[:BEHIND]))
             del self._recent[:BEHIND]
 
     def close(self) -> str:
         """The whole text, which is kept once from now on. Nothing may be added any more."""
         whole = self.text
-        self._joined, self._recent = [], []
+        self._joined, self._recent, self._pages = [], [], 0
         self._ends = array("I")
-        self._join([whole])
+        self._join(whole)
         return whole
 
-    def _join(self, pieces: list[str]) -> None:
-        text = "".join(pieces)
+    def _join(self, text: str) -> None:
+        end = self._joined_length + len(text)
+        paged = self._ends[self._pages - 1] if self._pages else 0
+        if end - paged >= PAGE:
+            text = "".join((*self._joined[self._pages :], text))
+            del self._joined[self._pages :], self._ends[self._pages :]
+            self._pages += 1
         self._joined.append(text)
-        self._ends.append(self._joined_length + len(text))
+        self._ends.append(end)
 
     @property
     def _joined_length(self) -> int:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Literal
 
+import msgspec
 import structlog
 from langchain_core.language_models import BaseChatModel
 
@@ -79,12 +80,11 @@ class Producer:
         self._context = context
         self._started = time.perf_counter() if started is None else started
         self._slot = slot
-        self._heads: list[bytes] = []  # the events before the text
         self._answer = Pieces(run_id)
         self._last: bytes | None = None
         self.usage: dict[str, int] | None = None
         self.finish_reason: str | None = None
-        self._news = News()
+        self._news = News(PING_SECONDS)
         self._ended = asyncio.get_running_loop().create_future()
         self._readers = 0
         self._detach: asyncio.TimerHandle | None = None
@@ -104,8 +104,6 @@ class Producer:
         if self._slot is not None:
             self._slot.hold()
         try:
-            if accepted is not None:
-                self._tell(accepted_event(accepted.turn))
             self._schedule_detach(at_least=FIRST_READER_SECONDS)
             flusher = asyncio.create_task(self._flush_now_and_then())
             self._generation = asyncio.create_task(self._generate())
@@ -154,9 +152,11 @@ class Producer:
         if self._context is None:
             assert self._accepted is not None
             self._context = await self._memory.context(self._accepted)
-        context = self._context
-        self._tell(encode_event("context", f"{self.run_id}:c", context.receipt))
-        receipt, elapsed = context.receipt, self._elapsed()
+            self._accepted.let_go()
+            self._news.tell()
+        messages, receipt, elapsed = self._context.messages, self._context.receipt, self._elapsed()
+        # What the model reads is let go when it has answered, however slow the readers are.
+        self._context = msgspec.structs.replace(self._context, messages=(), recall_block="")
         log.info(
             "turn.model_call",
             elapsed_ms=round(elapsed * 1000, 2),
@@ -168,7 +168,7 @@ class Producer:
         )
         async for piece in stream_answer(
             self._model,
-            context.messages,
+            messages,
             options=self._options,
             answer_tokens=(self._ask.budget or self._settings.budget).answer_tokens,
             config=self._settings.model,
@@ -267,10 +267,6 @@ class Producer:
         """Seconds since the request came."""
         return time.perf_counter() - self._started
 
-    def _tell(self, head: bytes) -> None:
-        self._heads.append(head)
-        self._news.tell()
-
     # --- stopping --------------------------------------------------------------------------
 
     def stop(self, reason: StopReason) -> None:
@@ -320,7 +316,7 @@ class Producer:
                 news, heads, at, ended = self._after(heads, at)
                 if news:
                     yield news
-                elif not ended and not await self._news.wait(PING_SECONDS):
+                elif not ended and not await self._news.wait():
                     yield PING
         finally:
             self._leave()
@@ -328,7 +324,7 @@ class Producer:
     def _after(self, heads: int, at: int) -> tuple[bytes, int, int, bool]:
         """What comes next for a reader that has these, how far it goes, and whether that is all.
         Nothing of it is held here: for a client that does not read, its response holds it once."""
-        news = self._heads[heads:]
+        news = self._heads(heads)
         heads += len(news)
         if at < self._answer.length:
             events, at = self._answer.events(at)
@@ -337,6 +333,18 @@ class Producer:
         if ended and self._last is not None:
             news.append(self._last)
         return b"".join(news), heads, at, ended
+
+    def _heads(self, after: int) -> list[bytes]:
+        """Those of the events before the text that there are by now."""
+        accepted, context = self._accepted, self._context
+        if after >= (accepted is not None) + (context is not None):
+            return []
+        heads = []
+        if accepted is not None:
+            heads.append(accepted_event(accepted.turn))
+        if context is not None:
+            heads.append(encode_event("context", f"{self.run_id}:c", context.receipt))
+        return heads[after:]
 
     async def wait(self) -> None:
         """Until the turn has ended (for those who want JSON)."""

@@ -7,6 +7,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, JSONBody
 from litestar.response import Stream
 from litestar.response.streaming import ASGIStreamingResponse
-from litestar.types import Receive, Send
+from litestar.types import HTTPResponseBodyEvent, Receive, Send
 
 from memory import Ask, User
 from memory.errors import Answered, InvalidInput, NotFound, Stopping
@@ -62,8 +63,9 @@ EVENTS = ResponseSpec(
 )
 
 
-class _ClosingResponse(ASGIStreamingResponse):
-    """Closes its iterator when the client has left; else that waits for the garbage collector."""
+class _EventResponse(ASGIStreamingResponse):
+    """Ends when the client has left, and closes its iterator; else that waits for the garbage
+    collector. One task watches the client: an answer may be open for long, and there are many."""
 
     slot: Slot
 
@@ -74,11 +76,30 @@ class _ClosingResponse(ASGIStreamingResponse):
             self.slot.release()
 
     async def send_body(self, send: Send, receive: Receive) -> None:
+        events: Any = self.iterator
+        assert isinstance(events, AsyncGenerator)
+
+        def end(_: asyncio.Task[None]) -> None:
+            with suppress(RuntimeError):  # it has ended by itself
+                reading.reschedule(0)
+
+        leaving = asyncio.create_task(_left(receive))
         try:
-            await super().send_body(send, receive)
+            async with asyncio.timeout(None) as reading:
+                leaving.add_done_callback(end)
+                async for chunk in events:
+                    await send(_part(chunk, more=True))
+                await send(_part(b"", more=False))
+        except TimeoutError:
+            if not reading.expired():
+                raise
         finally:
-            assert isinstance(self.iterator, AsyncGenerator)
-            await self.iterator.aclose()
+            leaving.cancel()
+            await events.aclose()
+
+
+def _part(body: bytes, *, more: bool) -> HTTPResponseBodyEvent:
+    return {"type": "http.response.body", "body": body, "more_body": more}
 
 
 class EventStream(Stream):
@@ -92,7 +113,7 @@ class EventStream(Stream):
 
     def to_asgi_response(self, *_: Any, **given: Any) -> ASGIStreamingResponse:
         assert isinstance(self.iterator, AsyncGenerator)
-        response = _ClosingResponse(
+        response = _EventResponse(
             iterator=self.iterator,
             headers=self.headers,
             media_type=self.media_type,
@@ -251,14 +272,15 @@ def wants_stream(asked: bool | None, accept: str | None) -> bool:
     raise Problem(406, "Accept must name text/event-stream or application/json")
 
 
+async def _left(receive: Receive) -> None:
+    """Until the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _ended_before_leaving(producer: Producer, request: StrictRequest) -> bool:
     """Wait for the turn as one of its readers, for as long as the client does."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = {asyncio.create_task(producer.wait()), asyncio.create_task(left())}
+    tasks = {asyncio.create_task(producer.wait()), asyncio.create_task(_left(request.receive))}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
