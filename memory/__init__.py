@@ -1,9 +1,9 @@
 """Strata: layered memory for chat. `open_memory` is the way in."""
 
+from memory.accepted import Ask
 from memory.config import MemoryConfig
 from memory.documents import Incoming
 from memory.factory import Strata, open_memory
 from memory.models import User
-from memory.orchestrator import Ask
 
 __all__ = ["Ask", "Incoming", "MemoryConfig", "Strata", "User", "open_memory"]

@@ -11,12 +11,12 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from memory.documents import interrupted
 from memory.errors import SessionBusy
-from memory.lifetimes import begun_anew, ended, new_session
+from memory.lifetimes import begun_anew, ended, new_session, session_expiry
 from memory.models import Session, Turn, User, now, session_key
 from memory.stores.base import Loaded, TurnStore
 
@@ -28,8 +28,10 @@ POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 0.25
 POLL_GROWTH = 1.5
 KNOWN_ABANDONED = 1_000
+KNOWN_LEFT = 10_000
 # Turns that a retry with the same idempotency key may run again.
 RUN_AGAIN = ("failed", "interrupted")
+ENDED_WELL = ("done", "partial")
 
 
 class Opened(NamedTuple):
@@ -40,17 +42,64 @@ class Opened(NamedTuple):
     waited: bool
 
 
+class _Left(NamedTuple):
+    """How a session was left: its last seq, and until when it goes on if nothing more comes."""
+
+    last_seq: int
+    until: datetime
+
+
 class Opening:
     def __init__(self, *, store: TurnStore, session_ttl: float) -> None:
         self._store = store
         self._session_ttl = session_ttl
         self._abandoned: dict[str, None] = {}
+        self._left: dict[str, _Left] = {}
 
     def abandoned(self, turn: Turn) -> None:
         """Nobody in this process writes this attempt any more, whatever its lease says."""
         if len(self._abandoned) >= KNOWN_ABANDONED:
             del self._abandoned[next(iter(self._abandoned))]
         self._abandoned[turn.token] = None
+
+    def left(self, session: Session, turn: Turn) -> None:
+        """A turn has ended here: if nothing comes between, the next one follows it."""
+        if self._store.exclusive or turn.status not in ENDED_WELL:
+            return
+        if len(self._left) >= KNOWN_LEFT:
+            del self._left[next(iter(self._left))]
+        until = session_expiry(session, turn.recorded_at, self._session_ttl)
+        self._left[turn.session_key] = _Left(turn.last_seq, until)
+
+    def take_left(self, session_key: str) -> int | None:
+        """The last seq of the session if this process has left it, for one try."""
+        left = self._left.pop(session_key, None)
+        return left.last_seq if left is not None and left.until > now() else None
+
+    async def append_ahead(self, user: User, turn: Turn) -> Opened | None:
+        """Insert a turn that follows what this process has left, and read the session meanwhile.
+        None when something else is there: then the turn is not, and the session has to be opened.
+        """
+        try:
+            async with asyncio.TaskGroup() as both:
+                appending = both.create_task(self._store.append([turn]))
+                loading = both.create_task(self._store.load(turn.session_key))
+            if not appending.result():
+                return None
+            session, turns = loading.result()
+            loaded = Loaded(session, [before for before in turns if before.id != turn.id])
+            counts = self._as_it_counts(user, turn.session_id, loaded)
+            goes_on = session is None or counts is session
+            if goes_on and _is_followed_by(loaded, turn):
+                return Opened(counts, loaded, waited=False)
+            # The session was erased elsewhere, or begun anew.
+            await self._store.withdraw(turn)
+        except BaseException as error:
+            self.abandoned(turn)  # a server may have stored it all the same
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+        return None
 
     async def session(self, user: User, session_id: str, *, wait_until: float) -> Opened:
         """The session as it counts now, for who holds its gate and wants to write: no turn runs
@@ -142,6 +191,16 @@ def lease_is_over(running: Turn) -> bool:
     """Whether its writer has had its time; it may still live, and can write nothing once the turn
     is taken over."""
     return running.until is None or running.until + CLOCK_SKEW <= now()
+
+
+def _is_followed_by(loaded: Loaded, turn: Turn) -> bool:
+    """Whether this turn is the next one: the last has ended, will not be run again, and nothing
+    comes between. The session may know of the turn already: projections see it at once."""
+    session, turns = loaded
+    if not turns or turns[0].status not in ENDED_WELL or turns[0].last_seq != turn.seq - 1:
+        return False
+    runs = any(before.status == "running" for before in turns)
+    return not runs and (session is None or session.last_seq <= turn.last_seq)
 
 
 def last_seq(loaded: Loaded) -> int:

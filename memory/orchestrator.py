@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
 
 from memory import window
-from memory.config import BudgetConfig, MemoryConfig
+from memory.accepted import Accepted, Ask
+from memory.config import MemoryConfig
 from memory.context import Material, assemble, check_question
 from memory.documents import (
     Incoming,
@@ -32,14 +32,12 @@ from memory.models import (
     Context,
     MessageStatus,
     Recalled,
-    RecallScope,
     Session,
     Turn,
     TurnError,
     TurnStatus,
     User,
     now,
-    session_key,
 )
 from memory.opening import Opened, Opening, last_seq
 from memory.recall import Recall
@@ -49,48 +47,6 @@ from memory.stores.base import Loaded, TurnStore
 from memory.tokens import TokenCounter
 
 _RACES = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """One question of one user in one session."""
-
-    user: User
-    session_id: str
-    question: str
-    recall: RecallScope = "user"
-    system: str = ""
-    budget: BudgetConfig | None = None
-    metadata: dict[str, Any] | None = None
-    recall_deadline: float | None = None
-    # A client's own name for this request, and what tells it from another by the same name.
-    idempotency_key: str | None = None
-    body_hash: str = ""
-
-    @property
-    def key(self) -> str:
-        return session_key(self.user.key, self.session_id)
-
-
-@dataclass(kw_only=True)
-class Accepted:
-    """A durable question. Must be ended by `finish` (or `abandon`), or its session stays busy."""
-
-    ask: Ask
-    turn: Turn
-    session: Session
-    turns: Sequence[Turn]
-    recalled: asyncio.Task[Recalled] | None
-    ended: bool = False
-    stored: bool = False
-    receipt_stored: bool = False
-
-    def let_go(self) -> None:
-        """Hold no longer what the context is made of: nobody will ask for it again."""
-        self.turns = ()
-        if self.recalled is not None:
-            self.recalled.cancel()
-            self.recalled = None
 
 
 class _Shown(NamedTuple):
@@ -166,34 +122,42 @@ class Memory:
 
     async def _insert(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn]:
         waited = False
+        left = self._opening.take_left(ask.key)
+        if left is not None:
+            turn = self._turn(ask, left + 1)
+            ahead = await self._opening.append_ahead(ask.user, turn)
+            if ahead is not None:
+                return ahead, turn
         for _race in range(_RACES):
             opened, known = await self._open(ask, wait_until)
             waited = waited or opened.waited
-            turn: Turn | None
             if known is not None:
-                turn = await self._idempotency.run_again(
+                again = await self._idempotency.run_again(
                     known, opened, lease_seconds=self._config.session.lease
                 )
-                if turn is not None:
-                    return opened._replace(waited=waited), turn
+                if again is not None:
+                    return opened._replace(waited=waited), again
                 continue
-            turn = running_turn(
-                ask.user,
-                ask.session_id,
-                last_seq(opened.loaded) + 1,
-                ask.question,
-                ttl=self._config.ttl.memory,
-                lease_seconds=self._config.session.lease,
-                counter=self.counter,
-                metadata=ask.metadata,
-                idempotency_key=ask.idempotency_key,
-                body_hash=ask.body_hash or None,
-            )
+            turn = self._turn(ask, last_seq(opened.loaded) + 1)
             inserted, opened = await self._opening.append(opened, [turn])
             if inserted:
                 return opened._replace(waited=waited), turn
             waited = True  # another process was first
         raise SessionBusy(1.0)
+
+    def _turn(self, ask: Ask, seq: int) -> Turn:
+        return running_turn(
+            ask.user,
+            ask.session_id,
+            seq,
+            ask.question,
+            ttl=self._config.ttl.memory,
+            lease_seconds=self._config.session.lease,
+            counter=self.counter,
+            metadata=ask.metadata,
+            idempotency_key=ask.idempotency_key,
+            body_hash=ask.body_hash or None,
+        )
 
     async def _open(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn | None]:
         """The session, and beside it what is known of the idempotency key."""
@@ -295,6 +259,7 @@ class Memory:
                 model=model,
             )
             accepted.stored = True
+            self._opening.left(accepted.session, turn)
             return turn
         finally:
             self.abandon(accepted)

@@ -12,7 +12,7 @@ from service.events import token_event
 BEHIND = 16
 # Code points of one event for a reader that is behind those: what is written for a client that
 # does not read must not grow with the answer.
-PAGE = 2048
+PAGE = 1024
 
 
 class Pieces:

@@ -11,6 +11,7 @@ from memory.errors import StoreUnavailable
 from memory.models import Turn
 from memory.stores.base import TurnStore
 from service.events import run_of
+from service.flusher import AT_ONCE
 from service.stream import Producer
 
 log = structlog.get_logger("strata.turn")
@@ -24,6 +25,7 @@ class Producers:
     def __init__(self) -> None:
         self._tasks: dict[asyncio.Task[None], Producer] = {}
         self._runs: dict[str, Producer] = {}
+        self.flushing = asyncio.Semaphore(AT_ONCE)
         self.draining = False
 
     def start(self, producer: Producer) -> None:

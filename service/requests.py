@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request
-from litestar.datastructures import State
+from litestar.datastructures import Headers, State
 from litestar.exceptions import InternalServerException
 
 from memory import User
@@ -14,6 +14,11 @@ from service.problems import Problem
 
 
 class StrictRequest(Request[User, Any, State]):
+    @property
+    def headers(self) -> Headers:
+        """Made anew: what Litestar would keep of them is as much as a whole request."""
+        return Headers(self.scope["headers"])
+
     async def body(self) -> bytes:
         try:
             return await super().body()

@@ -11,7 +11,6 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from datetime import datetime
 from typing import Literal
 
@@ -19,9 +18,10 @@ import msgspec
 import structlog
 from langchain_core.language_models import BaseChatModel
 
+from memory.accepted import Accepted, Ask
 from memory.errors import StoreUnavailable, TurnLost
 from memory.models import Context, Receipt, Turn, TurnError, TurnStatus, now
-from memory.orchestrator import Accepted, Ask, Memory
+from memory.orchestrator import Memory
 from service.events import (
     BEGINNING,
     ERASED,
@@ -32,6 +32,7 @@ from service.events import (
     done_data,
     encode_event,
 )
+from service.flusher import Flusher
 from service.limits import Slot
 from service.metrics import Metrics
 from service.model import ModelFailed, stream_answer
@@ -45,8 +46,6 @@ log = structlog.get_logger("strata.turn")
 # The response that reads begins a moment after the producer does.
 FIRST_READER_SECONDS = 5.0
 StopReason = Literal["cancelled", "detached", "shutting_down", "lost"]
-# A lease is renewed so many times before it would end.
-LEASE_PARTS = 3
 
 
 class Producer:
@@ -62,6 +61,7 @@ class Producer:
         metrics: Metrics,
         ask: Ask,
         options: Options,
+        flushing: asyncio.Semaphore,
         run_id: str,
         accepted: Accepted | None = None,
         context: Context | None = None,
@@ -75,6 +75,7 @@ class Producer:
         self._metrics = metrics
         self._ask = ask
         self._options = options
+        self._flushing = flushing
         self.run_id = run_id
         self._accepted = accepted
         self._context = context
@@ -85,7 +86,6 @@ class Producer:
         self.usage: dict[str, int] | None = None
         self.finish_reason: str | None = None
         self._news = News(PING_SECONDS)
-        self._ended = asyncio.get_running_loop().create_future()
         self._readers = 0
         self._detach: asyncio.TimerHandle | None = None
         self.watched: datetime | None = None  # until then somebody reads along elsewhere
@@ -105,16 +105,15 @@ class Producer:
             self._slot.hold()
         try:
             self._schedule_detach(at_least=FIRST_READER_SECONDS)
-            flusher = asyncio.create_task(self._flush_now_and_then())
+            flusher = self._flusher(accepted) if accepted is not None else None
             self._generation = asyncio.create_task(self._generate())
             if self._stop is not None:
                 self._generation.cancel()
             try:
                 status, error = await self._outcome(self._generation)
             finally:
-                flusher.cancel()
-                with suppress(asyncio.CancelledError):
-                    await flusher
+                if flusher is not None:
+                    await flusher.stop()
             await self._end(status, error)
         except Exception:  # the edge of a task: the client must get an end, the log the reason
             log.exception("turn.crashed")
@@ -128,7 +127,6 @@ class Producer:
                 self._slot.release()
             self._metrics.turn_ended(self.status, self._elapsed())
             self.finished = True
-            self._ended.set_result(None)
             self._news.tell()
 
     async def _outcome(self, generation: asyncio.Task[None]) -> tuple[TurnStatus, TurnError | None]:
@@ -154,9 +152,7 @@ class Producer:
             self._context = await self._memory.context(self._accepted)
             self._accepted.let_go()
             self._news.tell()
-        messages, receipt, elapsed = self._context.messages, self._context.receipt, self._elapsed()
-        # What the model reads is let go when it has answered, however slow the readers are.
-        self._context = msgspec.structs.replace(self._context, messages=(), recall_block="")
+        receipt, elapsed = self._context.receipt, self._elapsed()
         log.info(
             "turn.model_call",
             elapsed_ms=round(elapsed * 1000, 2),
@@ -166,13 +162,16 @@ class Producer:
         self._metrics.model_called(
             elapsed, context_tokens=receipt.used_tokens, degraded=receipt.degraded
         )
-        async for piece in stream_answer(
+        answer = stream_answer(
             self._model,
-            messages,
+            self._context.messages,
             options=self._options,
             answer_tokens=(self._ask.budget or self._settings.budget).answer_tokens,
             config=self._settings.model,
-        ):
+        )
+        # What the model reads is let go when it has answered, however slow the readers are.
+        self._context = msgspec.structs.replace(self._context, messages=(), recall_block="")
+        async for piece in answer:
             if self._stop is not None:
                 raise asyncio.CancelledError  # some library on the way has swallowed it
             self.usage = piece.usage or self.usage
@@ -184,30 +183,14 @@ class Producer:
                 self._answer.add(text)
                 self._news.tell()
 
-    async def _flush_now_and_then(self) -> None:
-        """Store the answer while it grows, so that a crash loses little of it, and renew the
-        lease while it does not. Who has lost the turn stops."""
-        if self._accepted is None:
-            return
-        session, loop = self._settings.session, asyncio.get_running_loop()
-        renewal = session.lease / LEASE_PARTS
-        pause = min(session.partial_flush or math.inf, renewal)
-        if math.isinf(pause):
-            return
-        stored, at = 0, loop.time()
-        while True:
-            await asyncio.sleep(pause)
-            grown = self._answer.length != stored and session.partial_flush > 0
-            if not grown and loop.time() - at < renewal:
-                continue
-            stored, at = self._answer.length, loop.time()
-            try:
-                await self._memory.flush(self._accepted, self.text, context=self._context)
-            except TurnLost:
-                self.stop("lost")
-                return
-            except StoreUnavailable:
-                continue  # the end tries again, and tells
+    def _flusher(self, accepted: Accepted) -> Flusher:
+        return Flusher(
+            self._answer,
+            self._settings.session,
+            flush=lambda: self._memory.flush(accepted, self.text, context=self._context),
+            lost=lambda: self.stop("lost"),
+            gate=self._flushing,
+        )
 
     async def _end(self, status: TurnStatus, error: TurnError | None) -> None:
         text, context, usage = self._answer.close(), self._context, self.usage
@@ -350,7 +333,8 @@ class Producer:
         """Until the turn has ended (for those who want JSON)."""
         self._arrive()
         try:
-            await asyncio.wait([self._ended])
+            while not self.finished:
+                await self._news.wait()
         finally:
             self._leave()
 

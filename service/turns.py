@@ -332,6 +332,7 @@ async def begin_turn(
         metrics=services.metrics,
         ask=ask,
         options=body.options,
+        flushing=services.producers.flushing,
         run_id=run,
         accepted=accepted,
         context=context,

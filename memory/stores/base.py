@@ -59,6 +59,10 @@ class TurnStore(Protocol):
         """
         ...
 
+    async def withdraw(self, turn: Turn) -> None:
+        """Take back a turn that was appended just now, unless another has it by now."""
+        ...
+
     async def save(self, turn: Turn) -> bool:
         """Replace the turn if it still runs under `turn.token`; False when it does not. A receipt
         that is there already stays, unless the turn brings one."""

@@ -102,6 +102,10 @@ class MongoStore(MongoPending):
         ]
         return await self._db.insert(TURNS, documents)
 
+    async def withdraw(self, turn: Turn) -> None:
+        where = {**at(turn.id), "token": turn.token, "status": "running"}
+        await self._db.delete(TURNS, where)
+
     async def save(self, turn: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
         if turn.receipt is None:

@@ -87,6 +87,15 @@ class SqliteStore(SqlitePending):
 
         return await self._db.transaction(work)
 
+    async def withdraw(self, turn: Turn) -> None:
+        def work(db: sqlite3.Connection) -> None:
+            db.execute(
+                "DELETE FROM turns WHERE id = ? AND token = ? AND status = 'running'",
+                (turn.id, turn.token),
+            )
+
+        await self._db.transaction(work)
+
     async def save(self, turn: Turn) -> bool:
         def work(db: sqlite3.Connection) -> bool:
             row = columns(turn)  # not before: many may wait for the thread

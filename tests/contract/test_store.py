@@ -179,6 +179,17 @@ async def test_what_has_expired_but_is_there_still_keeps_its_seq(store: TurnStor
     assert (await store.load(KEY)).turns == [old], "so that the next one is 2"
 
 
+async def test_what_was_appended_is_withdrawn_as_long_as_nobody_else_has_it(
+    store: TurnStore,
+) -> None:
+    await store.append([turn("q", "a"), running(3), running(5, token="other")])
+    for mine in (running(3), running(5), turn("q", "a"), running(7)):
+        await store.withdraw(mine)
+    assert seqs((await store.load(KEY)).turns) == [5, 1]
+    await store.withdraw(running(5, token="other"))
+    assert await store.append([running(3)]) == 1, "its place and its key are free again"
+
+
 async def test_a_running_turn_is_saved_by_its_own_token_alone(store: TurnStore) -> None:
     mine = running(token="mine")
     await store.append([mine])

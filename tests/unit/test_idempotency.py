@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from memory import Ask, Incoming, Strata, User
+from memory.accepted import Accepted
 from memory.errors import (
     Answered,
     KeyReused,
@@ -25,7 +26,7 @@ from memory.errors import (
 from memory.gates import SessionGates
 from memory.idempotency import KEPT
 from memory.models import Turn, TurnError, now, session_key
-from memory.orchestrator import Accepted, Memory
+from memory.orchestrator import Memory
 from memory.recall import Recall
 from memory.stores.base import TurnStore
 from unit.builders import SESSION, USER, config, expired, opened, turn
@@ -69,9 +70,11 @@ class Other:
         return call
 
 
-def worker(strata: Strata, store: Any = None, **session: Any) -> Memory:
+def worker(
+    strata: Strata, store: Any = None, *, ttl: dict[str, Any] | None = None, **session: Any
+) -> Memory:
     """A worker of its own over the same files."""
-    settings = config(Path("unused"), session=session)
+    settings = config(Path("unused"), session=session, ttl=ttl or {})
     return Memory(
         store=store or Other(strata.store),
         recall=Recall(index=strata.index, model=strata.model, config=settings.recall),

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from memory import Ask, Incoming, Strata, User
+from memory.accepted import Accepted
 from memory.errors import NotFound, TurnLost
 from memory.models import TurnError, session_key
-from memory.orchestrator import Accepted
 from memory.passages import cut
 from memory.tokens import count_messages
 from unit.builders import counter, opened
