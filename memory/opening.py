@@ -80,13 +80,11 @@ class Opening:
         """Insert a turn that follows what this process has left, and read the session meanwhile.
         None when something else is there: then the turn is not, and the session has to be opened.
         """
+        loading = asyncio.create_task(self._store.load(turn.session_key))
         try:
-            async with asyncio.TaskGroup() as both:
-                appending = both.create_task(self._store.append([turn]))
-                loading = both.create_task(self._store.load(turn.session_key))
-            if not appending.result():
+            if not await self._store.append([turn]):
                 return None
-            session, turns = loading.result()
+            session, turns = await loading
             loaded = Loaded(session, [before for before in turns if before.id != turn.id])
             counts = self._as_it_counts(user, turn.session_id, loaded)
             goes_on = session is None or counts is session
@@ -94,11 +92,13 @@ class Opening:
                 return Opened(counts, loaded, waited=False)
             # The session was erased elsewhere, or begun anew.
             await self._store.withdraw(turn)
-        except BaseException as error:
+        except BaseException:
             self.abandoned(turn)  # a server may have stored it all the same
-            if isinstance(error, BaseExceptionGroup):
-                raise error.exceptions[0] from None
             raise
+        finally:
+            if not loading.done():
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
         return None
 
     async def session(self, user: User, session_id: str, *, wait_until: float) -> Opened:

@@ -53,16 +53,16 @@ class Connection:
         self._timeout = timeout_seconds
         self._listeners = list(listeners)
         self._client: Any = None
-        self._database: Any = None
+        self._collections: dict[str, Any] = {}
 
     async def open(self) -> None:
         """Connect and make what indexes are missing. Raises ConfigError, StoreUnavailable."""
         try:
             # A name of the form mongodb+srv is looked up at once: not on the event loop.
             self._client = await asyncio.to_thread(self._connect, asyncio.get_running_loop())
-            self._database = self._client.get_default_database(
-                DATABASE, codec_options=CodecOptions(tz_aware=True, tzinfo=UTC)
-            )
+            options = CodecOptions(tz_aware=True, tzinfo=UTC)
+            database = self._client.get_default_database(DATABASE, codec_options=options)
+            self._collections = {name: database[name] for name in COLLECTIONS}
         except (PyMongoError, ValueError, TypeError) as error:
             # Its text may quote the URL, and so a password.
             raise ConfigError(
@@ -70,8 +70,8 @@ class Connection:
             ) from None
         try:
             await self.ping()
-            async with self._do(INDEX_BUILD_SECONDS) as database:
-                await asyncio.gather(*(_index(database[name]) for name in COLLECTIONS))
+            async with self._do(INDEX_BUILD_SECONDS) as collections:
+                await asyncio.gather(*map(_index, collections.values()))
         except BaseException as error:
             await self.close()
             cause = error.__cause__
@@ -96,24 +96,24 @@ class Connection:
         )
 
     async def close(self) -> None:
-        client, self._client, self._database = self._client, None, None
+        client, self._client, self._collections = self._client, None, {}
         if client is not None:  # it says good-bye to the server, which may be away
             await asyncio.to_thread(client.close)
 
     @asynccontextmanager
-    async def _do(self, seconds: float | None = None) -> AsyncIterator[Any]:
-        """The database, for one command in time. Raises Conflict, too.
+    async def _do(self, seconds: float | None = None) -> AsyncIterator[dict[str, Any]]:
+        """The collections, for one command in time. Raises Conflict, too.
 
         The usual deadline is that of the socket: pymongo's own, which another one needs, goes with
         each command as maxTimeMS, and a server may need statements of its own to heed it.
         """
-        if self._database is None:
+        if self._client is None:
             raise StoreUnavailable("the store is not open")
         try:
             with pymongo.timeout(seconds) if seconds else nullcontext():
                 seconds = seconds or self._timeout
                 async with asyncio.timeout(seconds + SLACK_SECONDS):
-                    yield self._database
+                    yield self._collections
         except DuplicateKeyError as error:
             raise Conflict from error
         except BulkWriteError as error:
@@ -128,14 +128,14 @@ class Connection:
             raise StoreUnavailable(f"MongoDB: no answer within {seconds:g} s") from None
 
     async def ping(self) -> None:
-        async with self._do() as database:
-            await database.command("ping")
+        async with self._do():
+            await self._client.admin.command("ping")
 
     async def one(
         self, collection: str, where: Document, show: Mapping[str, Any] | None = None
     ) -> Document | None:
-        async with self._do() as database:
-            found: Document | None = await database[collection].find_one(where, show)
+        async with self._do() as collections:
+            found: Document | None = await collections[collection].find_one(where, show)
         return found
 
     async def find(
@@ -147,8 +147,8 @@ class Connection:
         limit: int = 0,
         show: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        async with self._do() as database:
-            cursor = database[collection].find(
+        async with self._do() as collections:
+            cursor = collections[collection].find(
                 where, show, sort=list(sort) or None, limit=limit, batch_size=limit
             )  # all in one answer
             found: list[Document] = await cursor.to_list(None)
@@ -189,11 +189,11 @@ class Connection:
         marked = [{**document, "write": mark} for document in documents]
         while rest := marked[done : done + BATCH]:
             try:
-                async with self._do() as database:
+                async with self._do() as collections:
                     if len(rest) == 1:
-                        await database[collection].insert_one(rest[0])
+                        await collections[collection].insert_one(rest[0])
                     else:
-                        await database[collection].insert_many(rest)
+                        await collections[collection].insert_many(rest)
             except Conflict as conflict:
                 # What was refused may be this very insert, repeated by the driver.
                 ours = 0
@@ -210,8 +210,8 @@ class Connection:
         self, collection: str, where: Document, update: Document, *, upsert: bool = False
     ) -> bool:
         """Change one document; whether `where` found one. With `upsert` it is made."""
-        async with self._do() as database:
-            result = await database[collection].update_one(where, update, upsert=upsert)
+        async with self._do() as collections:
+            result = await collections[collection].update_one(where, update, upsert=upsert)
         return bool(result.matched_count)
 
     async def update_once(self, collection: str, where: Document, update: Document) -> bool:
@@ -227,8 +227,8 @@ class Connection:
         return found is not None and found.get("write") == mark
 
     async def update_many(self, collection: str, where: Document, update: Document) -> None:
-        async with self._do() as database:
-            await database[collection].update_many(where, update)
+        async with self._do() as collections:
+            await collections[collection].update_many(where, update)
 
     async def update_all(self, collection: str, where: Document, update: Document) -> None:
         """Change, page by page, what matches `where` until it is changed."""
@@ -239,8 +239,8 @@ class Connection:
         """Page by page; how many there were."""
         deleted = 0
         async for page in self._pages(collection, where):
-            async with self._do() as database:
-                result = await database[collection].delete_many(page)
+            async with self._do() as collections:
+                result = await collections[collection].delete_many(page)
             deleted += result.deleted_count
         return deleted
 

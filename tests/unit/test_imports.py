@@ -14,7 +14,8 @@ ROOT = PACKAGE.parent
 TIERS = (
     ("models", "errors"),
     ("config", "tokens", "passages", "language", "sparse", "question", "packing", "lifetimes",
-     "accepted", "gates", "breaker", "scoring", "points", "documents", "stores.base", "indexes.base"),
+     "accepted", "gates", "breaker", "scoring", "points", "documents", "stores.base",
+     "indexes.base"),
     ("window", "summary", "recall", "context", "stores", "indexes", "embeddings"),
     ("rereading", "folding", "indexing", "steps", "projection", "erasing", "sweeper", "library",
      "orchestrator", "opening", "idempotency", "recording", "conversations", "sessions", "factory",
