@@ -1,6 +1,6 @@
 """Strata: layered memory for chat. `open_memory` is the way in."""
 
-from memory.accepted import Ask
+from memory.ask import Ask
 from memory.config import MemoryConfig
 from memory.documents import Incoming
 from memory.factory import Strata, open_memory

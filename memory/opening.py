@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -76,30 +76,40 @@ class Opening:
         left = self._left.pop(session_key, None)
         return left.last_seq if left is not None and left.until > now() else None
 
-    async def append_ahead(self, user: User, turn: Turn) -> Opened | None:
-        """Insert a turn that follows what this process has left, and read the session meanwhile.
-        None when something else is there: then the turn is not, and the session has to be opened.
+    async def append_ahead(
+        self, user: User, turn: Turn, read: Callable[[Session, Loaded, Turn], None]
+    ) -> Opened | None:
+        """Insert a turn that follows what this process has left, and read the session meanwhile:
+        `read` is told what there is before the turn, as soon as it is known. None when something
+        else is there: then the turn is not, and the session has to be opened.
         """
-        loading = asyncio.create_task(self._store.load(turn.session_key))
+        looking = asyncio.create_task(self._look(user, turn, read))
         try:
             if not await self._store.append([turn]):
                 return None
-            session, turns = await loading
-            loaded = Loaded(session, [before for before in turns if before.id != turn.id])
-            counts = self._as_it_counts(user, turn.session_id, loaded)
-            goes_on = session is None or counts is session
-            if goes_on and _is_followed_by(loaded, turn):
-                return Opened(counts, loaded, waited=False)
-            # The session was erased elsewhere, or begun anew.
-            await self._store.withdraw(turn)
+            opened = await looking
+            if opened is None:  # the session was erased elsewhere, or begun anew
+                await self._store.withdraw(turn)
         except BaseException:
             self.abandoned(turn)  # a server may have stored it all the same
             raise
         finally:
-            if not loading.done():
-                loading.cancel()
-                await asyncio.gather(loading, return_exceptions=True)
-        return None
+            if not looking.done():
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
+        return opened
+
+    async def _look(
+        self, user: User, turn: Turn, read: Callable[[Session, Loaded, Turn], None]
+    ) -> Opened | None:
+        session, turns = await self._store.load(turn.session_key)
+        loaded = Loaded(session, [before for before in turns if before.id != turn.id])
+        counts = self._as_it_counts(user, turn.session_id, loaded)
+        goes_on = session is None or counts is session
+        if not (goes_on and _is_followed_by(loaded, turn)):
+            return None
+        read(counts, loaded, turn)
+        return Opened(counts, loaded, waited=False)
 
     async def session(self, user: User, session_id: str, *, wait_until: float) -> Opened:
         """The session as it counts now, for who holds its gate and wants to write: no turn runs

@@ -10,29 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
-
-from memory import window
-from memory.accepted import Accepted, Ask
+from memory.accepted import Accepted
+from memory.ask import Ask
+from memory.composing import Composing, Draft
 from memory.config import MemoryConfig
-from memory.context import Material, assemble, check_question
 from memory.documents import (
     Incoming,
     answered,
-    recounted,
     running_turn,
 )
-from memory.errors import SessionBusy, StoreUnavailable, TurnLost
+from memory.errors import SessionBusy, TurnLost
 from memory.gates import SessionGates
 from memory.idempotency import Idempotency
-from memory.lifetimes import expiry_of, new_session
+from memory.lifetimes import expiry_of
 from memory.models import (
     Context,
     MessageStatus,
-    Recalled,
-    Session,
     Turn,
     TurnError,
     TurnStatus,
@@ -42,18 +37,10 @@ from memory.models import (
 from memory.opening import Opened, Opening, last_seq
 from memory.recall import Recall
 from memory.recording import Recorded, Recording
-from memory.rereading import reread
-from memory.stores.base import Loaded, TurnStore
+from memory.stores.base import TurnStore
 from memory.tokens import TokenCounter
 
 _RACES = 20
-
-
-class _Shown(NamedTuple):
-    """What recall need not find: the turns before the question, and the question's own."""
-
-    turns: Sequence[Turn]
-    asked: Turn | None = None
 
 
 class Memory:
@@ -78,7 +65,7 @@ class Memory:
             wake=wake,
         )
         self._idempotency = Idempotency(store=store, opening=self._opening, ttl=config.ttl)
-        self._recall = recall
+        self._composing = Composing(store=store, recall=recall, counter=counter, config=config)
         self._config = config
         self._gates = gates
         self._wake = wake
@@ -94,40 +81,38 @@ class Memory:
         Raises BudgetExceeded, SessionBusy, Stopping, StoreUnavailable; then nothing was stored.
         With an idempotency key also Answered, KeyReused, TurnRunning, TurnSuperseded.
         """
-        budget = ask.budget or self._config.budget
-        check_question(ask.question, ask.system, budget, self.counter)
         wait_until = time.monotonic() + self._config.session.wait
-        shown, recalled = self._begin_recall(ask)
+        draft = self._composing.begin(ask)
         try:
             waited = not self._gates.is_free(ask.key)
             if waited:
                 await self._known(ask, gated=False)
             await self._gates.acquire(ask.key, wait_seconds=self._config.session.wait)
             try:
-                opened, turn = await self._insert(ask, wait_until)
+                opened, turn = await self._insert(ask, wait_until, draft)
             except BaseException:
                 self._gates.release(ask.key)
                 raise
         except BaseException:
-            recalled.cancel()
+            draft.cancel()
             raise
         if waited or opened.waited:
             # What was found before the wait does not know the turns that ended meanwhile.
-            recalled.cancel()
-            shown, recalled = self._begin_recall(ask)
-        turns = [t for t in _window_turns(opened.session, opened.loaded) if t.id != turn.id]
-        shown.set_result(_Shown(turns, turn))
+            draft.cancel()
+            draft = self._composing.again(ask)
+        if not draft.is_shown:
+            draft.show(opened.session, opened.loaded, turn)
         self._wake(ask.key)
-        return Accepted(ask=ask, turn=turn, session=opened.session, turns=turns, recalled=recalled)
+        return Accepted(ask=ask, turn=turn, session=opened.session, draft=draft)
 
-    async def _insert(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn]:
-        waited = False
+    async def _insert(self, ask: Ask, wait_until: float, draft: Draft) -> tuple[Opened, Turn]:
         left = self._opening.take_left(ask.key)
         if left is not None:
             turn = self._turn(ask, left + 1)
-            ahead = await self._opening.append_ahead(ask.user, turn)
+            ahead = await self._opening.append_ahead(ask.user, turn, draft.show)
             if ahead is not None:
                 return ahead, turn
+        waited = draft.is_shown  # what is not so
         for _race in range(_RACES):
             opened, known = await self._open(ask, wait_until)
             waited = waited or opened.waited
@@ -181,45 +166,22 @@ class Memory:
 
     async def context(self, accepted: Accepted) -> Context:
         """What the model is to read for an accepted turn."""
-        assert accepted.recalled is not None, "what it is made of was let go"
-        recalled = await accepted.recalled
-        return self._assemble(accepted.ask, accepted.session, accepted.turns, recalled)
+        assert accepted.draft is not None, "it was let go"
+        return await accepted.draft.context()
 
     async def preview(self, ask: Ask) -> Context:
         """What a turn would send now; nothing is stored, an unknown session is an empty one."""
-        budget = ask.budget or self._config.budget
-        check_question(ask.question, ask.system, budget, self.counter)
-        shown, recalled = self._begin_recall(ask)
+        draft = self._composing.begin(ask)
         try:
             session, loaded, _ = await self._opening.glance(ask.user, ask.session_id)
-            turns = _window_turns(session, loaded)
-            shown.set_result(_Shown(turns))
-            return self._assemble(ask, session, turns, await recalled)
+            draft.show(session, loaded)
+            return await draft.context()
         finally:
-            recalled.cancel()
+            draft.cancel()
 
     def plain(self, ask: Ask) -> Context:
         """The context of a stateless call: system text and question alone."""
-        session = new_session(ask.user.key, ask.session_id, now())
-        return self._assemble(ask, session, (), Recalled())
-
-    def _assemble(
-        self, ask: Ask, session: Session, turns: Sequence[Turn], recalled: Recalled
-    ) -> Context:
-        summary, degraded = session.summary, ("summary",) if session.summary.degraded else ()
-        if summary.expires_at <= now():
-            summary = msgspec.structs.replace(summary, text="")
-        material = Material(
-            question=ask.question,
-            system=ask.system,
-            summary=summary,
-            turns=[recounted(turn, self.counter) for turn in _finished(turns)],
-            recalled=recalled,
-            degraded=degraded,
-            previous_marks=next((t.prefix_marks for t in reversed(turns) if t.prefix_marks), ()),
-            unread=turns[0].seq - _first_seq(session) if turns else 0,
-        )
-        return assemble(material, budget=ask.budget or self._config.budget, counter=self.counter)
+        return self._composing.plain(ask)
 
     async def flush(self, accepted: Accepted, text: str, *, context: Context | None = None) -> None:
         """Store the answer so far and renew the lease. Raises TurnLost, StoreUnavailable."""
@@ -298,60 +260,3 @@ class Memory:
         """Store messages without calling a model, in order; those whose `id` is known are
         skipped. Raises InvalidInput, SessionBusy, Stopping, StoreUnavailable."""
         return await self._recording.record(user, session_id, messages)
-
-    def _begin_recall(self, ask: Ask) -> tuple[asyncio.Future[_Shown], asyncio.Task[Recalled]]:
-        """The search beside the read of the session; it is told which turns the window has."""
-        shown: asyncio.Future[_Shown] = asyncio.get_running_loop().create_future()
-        return shown, asyncio.create_task(self._recalled(ask, shown))
-
-    def _inside(self, ask: Ask, shown: _Shown) -> frozenset[str]:
-        """The ids of the messages that the prompt holds anyway: those of the turn itself, and
-        those that most likely are in the window."""
-        room = (ask.budget or self._config.budget).window_tokens
-        chosen, _ = window.select(_finished(shown.turns), budget_tokens=room, counter=self.counter)
-        own = shown.asked.messages if shown.asked else ()
-        return frozenset(m.id for turn in chosen for m in window.living(turn)) | {
-            message.id for message in own
-        }
-
-    async def _recalled(self, ask: Ask, shown: asyncio.Future[_Shown]) -> Recalled:
-        budget = ask.budget or self._config.budget
-        if ask.recall == "none" or budget.recall_tokens == 0:
-            return Recalled()
-        ranked = await self._recall.search(
-            ask.question,
-            user=ask.user.key,
-            session=ask.key if ask.recall == "session" else None,
-            now=now(),
-            deadline=ask.recall_deadline,
-            after=shown,
-        )
-        if not ranked.candidates:
-            return Recalled(degraded=ranked.degraded)
-        try:
-            return await reread(
-                ranked,
-                store=self._store,
-                user=ask.user.key,
-                inside=self._inside(ask, await shown),
-                budget_tokens=budget.recall_tokens,
-                ttl=self._config.ttl,
-            )
-        except StoreUnavailable:
-            return Recalled(degraded=("recall",))
-
-
-def _first_seq(session: Session) -> int:
-    """The first message after the summary."""
-    return max(session.first_seq, session.summary.covers_through + 1)
-
-
-def _window_turns(session: Session, loaded: Loaded) -> list[Turn]:
-    """The turns after the summary, oldest first."""
-    return [turn for turn in reversed(loaded.turns) if turn.seq >= _first_seq(session)]
-
-
-def _finished(turns: Sequence[Turn]) -> list[Turn]:
-    """Those that live and have ended."""
-    moment = now()
-    return [turn for turn in turns if turn.status != "running" and turn.expires_at > moment]

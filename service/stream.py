@@ -18,7 +18,8 @@ import msgspec
 import structlog
 from langchain_core.language_models import BaseChatModel
 
-from memory.accepted import Accepted, Ask
+from memory.accepted import Accepted
+from memory.ask import Ask
 from memory.errors import StoreUnavailable, TurnLost
 from memory.models import Context, Receipt, Turn, TurnError, TurnStatus, now
 from memory.orchestrator import Memory

@@ -60,7 +60,7 @@ class Connection:
         try:
             # A name of the form mongodb+srv is looked up at once: not on the event loop.
             self._client = await asyncio.to_thread(self._connect, asyncio.get_running_loop())
-            options = CodecOptions(tz_aware=True, tzinfo=UTC)
+            options: CodecOptions[Document] = CodecOptions(tz_aware=True, tzinfo=UTC)
             database = self._client.get_default_database(DATABASE, codec_options=options)
             self._collections = {name: database[name] for name in COLLECTIONS}
         except (PyMongoError, ValueError, TypeError) as error:

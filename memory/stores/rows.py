@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS sessions (
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_user ON sessions (user_key, updated_at, key);
 CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires_at);
+CREATE INDEX IF NOT EXISTS sessions_erasing ON sessions (erasing) WHERE erasing = 1;
 CREATE TABLE IF NOT EXISTS segments (
     session_key TEXT NOT NULL, first_seq INTEGER NOT NULL, expires_at REAL NOT NULL,
     body BLOB NOT NULL, PRIMARY KEY (session_key, first_seq)

@@ -14,12 +14,12 @@ ROOT = PACKAGE.parent
 TIERS = (
     ("models", "errors"),
     ("config", "tokens", "passages", "language", "sparse", "question", "packing", "lifetimes",
-     "accepted", "gates", "breaker", "scoring", "points", "documents", "stores.base",
+     "ask", "gates", "breaker", "scoring", "points", "documents", "stores.base",
      "indexes.base"),
     ("window", "summary", "recall", "context", "stores", "indexes", "embeddings"),
     ("rereading", "folding", "indexing", "steps", "projection", "erasing", "sweeper", "library",
-     "orchestrator", "opening", "idempotency", "recording", "conversations", "sessions", "factory",
-     "langchain"),
+     "accepted", "composing", "orchestrator", "opening", "idempotency", "recording",
+     "conversations", "sessions", "factory", "langchain"),
 )  # fmt: skip
 WEB = {"litestar", "starlette", "uvicorn", "fastapi", "granian", "service", "evals"}
 ONLY_IN = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from memory import Ask, Strata
 from memory.errors import StoreUnavailable
 from memory.models import session_key
 from memory.stores.sqlite import SqliteStore
@@ -72,6 +73,41 @@ async def test_a_cancelled_write_is_still_waited_for_by_those_after_it(tmp_path:
     assert await store.append([turn("second", seq=2)]) == 1
     assert [t.seq for t in await store.range(KEY, after=0, limit=9)] == [1, 2]
     await store.close()
+
+
+async def test_no_query_walks_through_what_is_not_its_own(strata: Strata) -> None:
+    """With a million turns of others a turn costs what it costs with none."""
+    db = strata.store._db  # type: ignore[attr-defined]
+    statements: set[str] = set()
+    for connection in (db._reader, db._writer):
+        connection.set_trace_callback(statements.add)
+    for session, question in (("a", "My dog is called Bruno."), ("b", "What is my dog called?")):
+        accepted = await strata.memory.accept(
+            Ask(user=USER, session_id=session, question=question, idempotency_key=session)
+        )
+        context = await strata.memory.context(accepted)
+        await strata.memory.flush(accepted, "Bru", context=context)
+        await strata.memory.finish(accepted, "Bruno.", status="done", context=context)
+        await strata.settled()
+    await strata.projection.state()
+    await strata.sweeper.sweep()
+    await strata.library.sessions(USER, before=None, limit=9)
+    await strata.library.messages(USER, "a", before=None, limit=9)
+    await strata.library.delete_session(USER, "a")
+    for connection in (db._reader, db._writer):
+        connection.set_trace_callback(None)
+    plain = [s for s in statements if s.startswith(("SELECT", "UPDATE", "DELETE"))]
+    assert len(plain) > 20
+    plans = {
+        statement: [row[3] for row in db._reader.execute(f"EXPLAIN QUERY PLAN {statement}")]
+        for statement in plain
+    }
+    scans = {
+        statement: plan
+        for statement, plan in plans.items()
+        if any(step.startswith(("SCAN turns", "SCAN sessions", "SCAN segments")) for step in plan)
+    }
+    assert not scans
 
 
 async def test_a_damaged_file_is_an_unavailable_store(tmp_path: Path) -> None:
