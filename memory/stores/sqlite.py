@@ -324,7 +324,8 @@ class SqliteStore(SqlitePending):
 
     async def expired_sessions(self, *, before: datetime, limit: int = PAGE) -> list[str]:
         return await self._db.rows(
-            "SELECT DISTINCT session_key FROM turns INDEXED BY turns_expiry WHERE expires_at <= ? LIMIT ?",
+            "SELECT DISTINCT session_key FROM turns INDEXED BY turns_expiry WHERE expires_at <= ?"
+            " LIMIT ?",
             (before.timestamp(), limit),
         )
 

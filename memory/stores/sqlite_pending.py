@@ -33,8 +33,8 @@ class SqlitePending:
         chosen += "AND user_key = ?" if user_key else ""
         # Left alone, SQLite walks through all turns to have the groups in order.
         return await self._db.rows(
-            "SELECT session_key FROM turns INDEXED BY turns_pending WHERE pending_since IS NOT NULL "
-            f"{chosen} GROUP BY session_key ORDER BY min(pending_since) LIMIT ?",
+            "SELECT session_key FROM turns INDEXED BY turns_pending WHERE pending_since IS NOT NULL"
+            f" {chosen} GROUP BY session_key ORDER BY min(pending_since) LIMIT ?",
             (user_key, limit) if user_key else (limit,),
         )
 
