@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 Mode = Literal["pass", "refuse", "reset", "blackhole", "latency", "cut"]
 CHUNK = 65536
+AHEAD = 16  # pieces
 WAIT_SECONDS = 10.0
 
 
@@ -153,11 +154,38 @@ class Proxy:
         answering: _Pair | None = None,
     ) -> None:
         """Until the end of what `reader` gives; `answering` is set towards the client."""
-        while data := await reader.read(CHUNK):
+        pieces: asyncio.Queue[tuple[float, bytes | None]] = asyncio.Queue(AHEAD)
+        reading = asyncio.create_task(self._read(reader, pieces))
+        try:
+            await self._write(pieces, writer, answering)
+        finally:
+            reading.cancel()
+
+    async def _read(
+        self, reader: asyncio.StreamReader, pieces: asyncio.Queue[tuple[float, bytes | None]]
+    ) -> None:
+        """Note when each piece comes: one that is late does not make the next one later. The last
+        is empty, or None where the connection was reset."""
+        data: bytes | None = b"."
+        while data:
+            try:
+                data = await reader.read(CHUNK)
+            except OSError:
+                data = None
+            await pieces.put((self._loop.time(), data))
+
+    async def _write(
+        self,
+        pieces: asyncio.Queue[tuple[float, bytes | None]],
+        writer: asyncio.StreamWriter,
+        answering: _Pair | None,
+    ) -> None:
+        while (piece := await pieces.get())[1]:
+            came, data = piece
             if answering is not None and self._mode == "latency":
-                changed = self._changed.wait()
+                late = came + self._seconds - self._loop.time()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed, self._seconds)
+                    await asyncio.wait_for(self._changed.wait(), max(0.0, late))
             await self._while_black()
             if answering is not None and self._mode == "cut":
                 data = data[: max(0, self._after_bytes - answering.answered)]
@@ -167,6 +195,8 @@ class Proxy:
                 answering.answered += len(data)
                 if self._mode == "cut" and answering.answered >= self._after_bytes:
                     raise ConnectionResetError
+        if piece[1] is None:
+            raise ConnectionResetError
         await self._while_black()
         if writer.can_write_eof() and not writer.is_closing():
             writer.write_eof()
