@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from memory.ask import Ask
 from memory.composing import Draft
-from memory.models import Session, Turn
+from memory.models import Turn
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Accepted:
     """Must be ended by `finish` (or `abandon`), or its session stays busy."""
 
     ask: Ask
     turn: Turn
-    session: Session
+    session_ends: datetime  # unless more comes
     draft: Draft | None
     ended: bool = False
     stored: bool = False

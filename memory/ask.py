@@ -9,7 +9,7 @@ from memory.config import BudgetConfig
 from memory.models import RecallScope, User, session_key
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
     user: User
     session_id: str

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from memory.documents import interrupted
 from memory.errors import SessionBusy
-from memory.lifetimes import begun_anew, ended, new_session, session_expiry
+from memory.lifetimes import begun_anew, ended, new_session
 from memory.models import Session, Turn, User, now, session_key
 from memory.stores.base import Loaded, TurnStore
 
@@ -62,13 +62,13 @@ class Opening:
             del self._abandoned[next(iter(self._abandoned))]
         self._abandoned[turn.token] = None
 
-    def left(self, session: Session, turn: Turn) -> None:
-        """A turn has ended here: if nothing comes between, the next one follows it."""
+    def left(self, turn: Turn, *, until: datetime) -> None:
+        """A turn has ended here: if nothing comes between, the next one follows it, unless the
+        session has ended then."""
         if self._store.exclusive or turn.status not in ENDED_WELL:
             return
         if len(self._left) >= KNOWN_LEFT:
             del self._left[next(iter(self._left))]
-        until = session_expiry(session, turn.recorded_at, self._session_ttl)
         self._left[turn.session_key] = _Left(turn.last_seq, until)
 
     def take_left(self, session_key: str) -> int | None:

@@ -24,7 +24,7 @@ from memory.documents import (
 from memory.errors import SessionBusy, TurnLost
 from memory.gates import SessionGates
 from memory.idempotency import Idempotency
-from memory.lifetimes import expiry_of
+from memory.lifetimes import expiry_of, session_expiry
 from memory.models import (
     Context,
     MessageStatus,
@@ -103,7 +103,8 @@ class Memory:
         if not draft.is_shown:
             draft.show(opened.session, opened.loaded, turn)
         self._wake(ask.key)
-        return Accepted(ask=ask, turn=turn, session=opened.session, draft=draft)
+        ends = session_expiry(opened.session, turn.recorded_at, self._config.ttl.session)
+        return Accepted(ask=ask, turn=turn, session_ends=ends, draft=draft)
 
     async def _insert(self, ask: Ask, wait_until: float, draft: Draft) -> tuple[Opened, Turn]:
         left = self._opening.take_left(ask.key)
@@ -221,7 +222,7 @@ class Memory:
                 model=model,
             )
             accepted.stored = True
-            self._opening.left(accepted.session, turn)
+            self._opening.left(turn, until=accepted.session_ends)
             return turn
         finally:
             self.abandon(accepted)

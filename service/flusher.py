@@ -24,6 +24,19 @@ class Flusher:
     once it raises TurnLost. There are as many as answers: between two flushes each is but a
     timer."""
 
+    __slots__ = (
+        "_answer",
+        "_flush",
+        "_flushing",
+        "_gate",
+        "_growing_seconds",
+        "_lost",
+        "_renewal_seconds",
+        "_renewed",
+        "_stored",
+        "_timer",
+    )
+
     def __init__(
         self,
         answer: Pieces,
@@ -62,7 +75,7 @@ class Flusher:
     def _flush_if_due(self) -> None:
         grown = self._answer.length != self._stored and not math.isinf(self._growing_seconds)
         if grown or time.monotonic() - self._renewed >= self._renewal_seconds:
-            self._flushing = asyncio.create_task(self._flush_now())
+            self._flushing = asyncio.create_task(self._flush_now(), name="flush")
         else:
             self._wait()
 

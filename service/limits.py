@@ -16,6 +16,8 @@ class Slot:
     that has ended still counts while somebody reads it, however slowly.
     """
 
+    __slots__ = ("_holders", "_streams", "_user_key")
+
     def __init__(self, streams: Streams, user_key: str) -> None:
         self._streams = streams
         self._user_key = user_key

@@ -10,6 +10,8 @@ class News:
     every token of every answer, so it costs nothing while nobody waits, and one timer serves all
     the waits that come while it runs."""
 
+    __slots__ = ("_patience", "_timer", "_waiting")
+
     def __init__(self, patience_seconds: float) -> None:
         self._patience = patience_seconds
         self._waiting: dict[asyncio.Future[bool], float] = {}  # and until when

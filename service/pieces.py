@@ -16,6 +16,8 @@ PAGE = 1024
 
 
 class Pieces:
+    __slots__ = ("_ends", "_joined", "_pages", "_recent", "_run", "length")
+
     def __init__(self, run: str) -> None:
         self._run = run
         # Pages, and what is not yet one. No text is ever made anew for some letters more: answers

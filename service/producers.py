@@ -29,7 +29,7 @@ class Producers:
         self.draining = False
 
     def start(self, producer: Producer) -> None:
-        task = asyncio.create_task(producer.run())
+        task = asyncio.create_task(producer.run(), name="turn")
         self._tasks[task] = self._runs[producer.run_id] = producer
         task.add_done_callback(self._ended)
 

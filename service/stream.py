@@ -107,7 +107,7 @@ class Producer:
         try:
             self._schedule_detach(at_least=FIRST_READER_SECONDS)
             flusher = self._flusher(accepted) if accepted is not None else None
-            self._generation = asyncio.create_task(self._generate())
+            self._generation = asyncio.create_task(self._generate(), name="answer")
             if self._stop is not None:
                 self._generation.cancel()
             try:

@@ -83,7 +83,7 @@ class _EventResponse(ASGIStreamingResponse):
             with suppress(RuntimeError):  # it has ended by itself
                 reading.reschedule(0)
 
-        leaving = asyncio.create_task(_left(receive))
+        leaving = asyncio.create_task(_left(receive), name="client")
         try:
             async with asyncio.timeout(None) as reading:
                 leaving.add_done_callback(end)

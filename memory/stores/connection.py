@@ -148,10 +148,24 @@ class Connection:
         show: Mapping[str, Any] | None = None,
     ) -> list[Document]:
         async with self._do() as collections:
-            cursor = collections[collection].find(
-                where, show, sort=list(sort) or None, limit=limit, batch_size=limit
-            )  # all in one answer
-            found: list[Document] = await cursor.to_list(None)
+            found: list[Document] = await _find(collections[collection], where, sort, limit, show)
+        return found
+
+    async def one_and_find(
+        self,
+        one: tuple[str, Document],
+        collection: str,
+        where: Document,
+        *,
+        sort: Order = (),
+        limit: int = 0,
+        show: Mapping[str, Any] | None = None,
+    ) -> tuple[Document | None, list[Document]]:
+        """Both at the same time. Motor begins them when they are called: no task is needed."""
+        async with self._do() as collections:
+            first = collections[one[0]].find_one(one[1])
+            rest = _find(collections[collection], where, sort, limit, show)
+            found: tuple[Document | None, list[Document]] = tuple(await asyncio.gather(first, rest))
         return found
 
     async def page(
@@ -252,6 +266,14 @@ class Connection:
             size = len(page)
             if page:
                 yield {**where, "_id": {"$in": [document["_id"] for document in page]}}
+
+
+def _find(
+    collection: Any, where: Document, sort: Order, limit: int, show: Mapping[str, Any] | None
+) -> Any:
+    """A future of all that is found, in one answer."""
+    cursor = collection.find(where, show, sort=list(sort) or None, limit=limit, batch_size=limit)
+    return cursor.to_list(None)
 
 
 async def _index(collection: Any) -> None:

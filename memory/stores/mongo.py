@@ -8,7 +8,6 @@ may happen only once leaves its own mark, and one that found its place taken loo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -40,6 +39,7 @@ from memory.stores.collections import (
 from memory.stores.connection import Conflict, Connection, Order
 from memory.stores.mongo_pending import BARE, NOT_ASIDE, MongoPending
 
+NEWEST = (("_id", -1),)
 FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
 
 
@@ -77,9 +77,16 @@ class MongoStore(MongoPending):
 
     async def load(self, session_key: str, *, limit: int = PAGE) -> Loaded:
         first = min(limit, FIRST_READ)
-        session, turns = await asyncio.gather(
-            self.session(session_key), self._newest(turns_of(session_key), first)
+        document, documents = await self._db.one_and_find(
+            (SESSIONS, at(session_key)),
+            TURNS,
+            turns_of(session_key),
+            sort=NEWEST,
+            limit=first,
+            show=BARE,
         )
+        session = to_session(document) if document else None
+        turns = [to_turn(found) for found in documents]
         covered = session.summary.covers_through if session else 0
         if len(turns) == first < limit and turns[-1].seq > covered:
             # A turn has at most two messages, so one that ends at `covered` begins here or later.
@@ -89,7 +96,7 @@ class MongoStore(MongoPending):
         return Loaded(session, turns[: uncovered + 1])
 
     async def _newest(self, where: Document, limit: int) -> list[Turn]:
-        return await self._turns(where, limit, sort=(("_id", -1),))
+        return await self._turns(where, limit, sort=NEWEST)
 
     async def _turns(self, where: Document, limit: int, *, sort: Order = ()) -> list[Turn]:
         found = await self._db.find(TURNS, where, sort=sort, limit=limit, show=BARE)
