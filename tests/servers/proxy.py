@@ -86,8 +86,7 @@ class Proxy:
                 pair.reset()
         if mode == "refuse":
             if self._server is not None:
-                self._server.close()
-                self._server = None
+                await self._close_server()
                 self._reserved = self._bound()
         elif self._server is None:
             await self._listen()
@@ -95,6 +94,16 @@ class Proxy:
     async def _listen(self) -> None:
         listening, self._reserved = self._reserved or self._bound(), None
         self._server = await asyncio.start_server(self._accept, sock=listening)
+
+    async def _close_server(self) -> None:
+        """A connection that asyncio has accepted and not yet made a transport of would be left
+        open by a server that closes in between (its `_attach` asserts): those are made first."""
+        server, self._server = self._server, None
+        if server is not None:
+            for listening in server.sockets:
+                self._loop.remove_reader(listening)
+            await asyncio.sleep(0)
+            server.close()
 
     def _bound(self) -> socket.socket:
         found = socket.socket()
@@ -104,8 +113,8 @@ class Proxy:
         return found
 
     async def _stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        self._mode = "refuse"
+        await self._close_server()
         if self._reserved is not None:
             self._reserved.close()
         for pair in list(self._pairs):
@@ -120,7 +129,7 @@ class Proxy:
         # No coroutine: one that is cancelled before its first step would forget its connection.
         self.accepted += 1
         pair = _Pair(writer)
-        if self._mode == "reset":
+        if self._mode in ("refuse", "reset"):
             pair.reset()
             return
         self._pairs.add(pair)

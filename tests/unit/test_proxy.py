@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from servers.proxy import Proxy
@@ -123,3 +126,27 @@ def test_a_connection_is_cut_after_some_bytes(proxy: Proxy) -> None:
                 client.sendall(b"b" * 10)
                 with pytest.raises(ConnectionResetError):
                     received(client, 10)
+
+
+def test_refusing_forgets_no_connection_that_comes_at_that_moment(proxy: Proxy) -> None:
+    """asyncio drops a transport unclosed whose server closes between accepting and serving it."""
+    over = threading.Event()
+
+    def knock() -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                connected(proxy).close()
+
+    threads = [threading.Thread(target=knock) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(100):
+        proxy.mode("refuse")
+        proxy.mode("pass")
+        time.sleep(0.002)
+    over.set()
+    for thread in threads:
+        thread.join()
+    with warnings.catch_warnings(record=True) as told:
+        gc.collect()
+    assert not told
