@@ -6,10 +6,11 @@ import asyncio
 import secrets
 from datetime import timedelta
 
+from memory.errors import IndexUnavailable
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
-from memory.lifetimes import new_session
-from memory.models import now
+from memory.lifetimes import begun_anew, new_session
+from memory.models import Session, now
 from memory.projection import Projection
 from memory.stores.base import TurnStore
 
@@ -33,27 +34,73 @@ class Erasing:
         self._locks = locks
         self._worker = secrets.token_hex(8)
 
-    async def erase_session(self, *, user: str, key: str, session_id: str = "") -> int:
+    async def erase_session(self, key: str, *, through: int | None = None) -> int:
         """Delete turns, segments, points, then the document; returns the number of turns.
 
-        The document is marked first, so that a crash in between is finished by the sweeper, and
-        what runs meanwhile finds its turn gone. So it stays, too, while another worker may still
-        be writing points of the session: the sweeper comes again.
+        Only what has been said so far (or up to the seq `through`): the document is marked first,
+        and a new life begins behind it. So all is hidden at once, what is said next is kept
+        whenever the rest is done, and after a crash, or while the index is away
+        (IndexUnavailable), the sweeper comes again.
         """
         async with self._locks.of(key):
-            if not await self._store.change_session(key, {"erasing": True}) and session_id:
-                made = new_session(user, session_id, now())
-                await self._store.put_session(made)
-                await self._store.change_session(key, {"erasing": True})
-            deleted = await self._store.delete_session(key, keep_session=True)
-            alone = await self._is_ours(key)
-            if self._index is not None:
-                await self._index.delete_session(user=user, session=key)
+            session, turns = await self._store.load(key, limit=1)
+            if session is None:
+                if not turns:
+                    return 0
+                session = new_session(turns[0].user_key, turns[0].session_id, now())
+                await self._store.put_session(session)
+            if through is None:
+                through = max(session.last_seq, turns[0].last_seq if turns else 0)
+            fresh = begun_anew(session, through)
+            await self._store.change_session(
+                key,
+                {
+                    "erasing": True,
+                    "title": "",
+                    "created_at": now(),
+                    "first_seq": fresh.first_seq,
+                    "last_seq": fresh.last_seq,
+                    "summary": fresh.summary,
+                    "expires_at": fresh.expires_at,
+                    "ttl_seconds": None,
+                    "metadata": {},
+                },
+            )
+            return await self._finish(fresh)
+
+    async def finish(self, key: str) -> int:
+        """What is left of an erase that was begun; returns the number of turns."""
+        async with self._locks.of(key):
+            session = await self._store.session(key)
+            if session is None or not session.erasing:
+                return 0
+            return await self._finish(session)
+
+    async def _finish(self, session: Session) -> int:
+        """Delete what came before `first_seq`. Points of what came after there are none yet: a
+        session that is being erased is not projected.
+
+        The mark stays while another worker may still be writing points of the session.
+        """
+        key = session.key
+        deleted = await self._store.delete_session(key, through=session.first_seq - 1)
+        self._projection.forget(key)
+        alone = await self._is_ours(key)
+        if self._index is not None:
+            try:
+                await self._index.delete_session(user=session.user_key, session=key)
                 await self._index.flush()
-            if alone:
-                await self._store.delete_session(key)
-            self._projection.forget(key)
-            return deleted
+            except IndexUnavailable as error:
+                raise IndexUnavailable(
+                    f"{error}. The session is deleted from the store; what the index holds of it"
+                    " (no text) goes as soon as it answers: nothing is left to do"
+                ) from error
+        if alone and not await self._store.forget_session(key):
+            await self._store.change_session(key, {"erasing": False})
+            self._projection.wake(key)
+        if not self._store.exclusive:
+            await self._store.release(key, worker=self._worker)
+        return deleted
 
     async def _is_ours(self, key: str) -> bool:
         """Whether no other worker projects this session any more."""

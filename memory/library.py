@@ -147,9 +147,7 @@ class Library:
     async def delete_session(self, user: User, session_id: str) -> int:
         """Erase a session with everything that came from it; returns its turns. NotFound."""
         session = await self.session(user, session_id)
-        return await self._erasing.erase_session(
-            user=user.key, key=session.key, session_id=session_id
-        )
+        return await self._erasing.erase_session(session.key)
 
     async def memories(
         self,

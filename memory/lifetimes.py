@@ -28,8 +28,10 @@ def session_expiry(session: Session, last_activity: datetime, default_ttl: float
 
 
 def ended(session: Session, newest: Turn | None, at: datetime, default_ttl: float) -> bool:
-    """Whether the session's time after its last activity is over, or it is being erased."""
-    if session.erasing:
+    """Whether the session's time after its last activity is over, or it is being erased and
+    nothing has been said in it since."""
+    last_seq = session.last_seq if newest is None else max(session.last_seq, newest.last_seq)
+    if session.erasing and last_seq < session.first_seq:
         return True
     activity = session.updated_at
     if newest is not None:

@@ -45,7 +45,7 @@ class Sessions:
             )
             await self._store.put_session(session)
         begun = newest.last_seq >= session.first_seq  # else it ended, and was not used again
-        if session.erasing or not begun or (session.last_seq == newest.last_seq and session.title):
+        if not begun or (session.last_seq == newest.last_seq and session.title):
             return session
         title = session.title
         if not title:

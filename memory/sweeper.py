@@ -76,19 +76,22 @@ class Sweeper:
     async def _sweep_sessions(self) -> int:
         deleted = 0
         for session in await self._store.ended_sessions(before=now()):
+            if session.erasing:  # a crash came between, or the index was away
+                deleted += await self._erasing.finish(session.key)
+                continue
             loaded = await self._store.load(session.key, limit=1)
             newest = loaded.turns[0] if loaded.turns else None
-            if newest is None and not session.erasing:
+            if newest is None:
                 await self._forget(session.key)  # a crash came between its turns and itself
                 continue
             if not ended(session, newest, now(), self._config.ttl.session):
                 continue  # it goes on; its document does not know of the newest turn yet
-            if session.erasing or self._config.ttl.memory == "session":
-                deleted += await self._erasing.erase_session(user=session.user_key, key=session.key)
+            if self._config.ttl.memory == "session":
+                deleted += await self._erasing.erase_session(session.key, through=newest.last_seq)
                 continue
             # Its turns live on as memory; what was this conversation's own ends.
             async with self._locks.of(session.key):
-                fresh = begun_anew(session, newest.last_seq if newest else session.last_seq)
+                fresh = begun_anew(session, newest.last_seq)
                 await self._store.drop_segments(session.key)
                 await self._store.change_session(
                     session.key,

@@ -204,8 +204,9 @@ class TurnStore(Protocol):
 
     async def segments(self, session_key: str, *, now: datetime) -> list[Segment]: ...
 
-    async def delete_session(self, session_key: str, *, keep_session: bool = False) -> int:
-        """Delete segments, turns, then the session document; returns the number of turns."""
+    async def delete_session(self, session_key: str, *, through: int | None = None) -> int:
+        """Delete segments, turns, then the session document; returns the number of turns. With
+        `through`, turns that begin after this seq stay, and the document too."""
         ...
 
     async def drop_segments(self, session_key: str) -> None: ...

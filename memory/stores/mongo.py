@@ -221,7 +221,7 @@ class MongoStore(MongoPending):
     ) -> list[Session]:
         found = await self._db.page(
             SESSIONS,
-            {"user_key": user_key, "erasing": {"$ne": True}},
+            {"user_key": user_key},
             by=("updated_at", "_id"),
             after=before,
             limit=limit,
@@ -277,10 +277,11 @@ class MongoStore(MongoPending):
         found = await self._db.find(SEGMENTS, where, sort=(("first_seq", 1),))
         return [to_segment(document) for document in found]
 
-    async def delete_session(self, session_key: str, *, keep_session: bool = False) -> int:
+    async def delete_session(self, session_key: str, *, through: int | None = None) -> int:
         await self.drop_segments(session_key)
-        deleted = await self._db.delete(TURNS, turns_of(session_key))
-        if not keep_session:
+        before = None if through is None else through + 1
+        deleted = await self._db.delete(TURNS, turns_of(session_key, before=before))
+        if through is None:
             await self._db.delete(SESSIONS, at(session_key))
         return deleted
 

@@ -248,7 +248,7 @@ class SqliteStore(SqlitePending):
         after = (before[0].timestamp(), before[1]) if before else (1e18, "")
         rows = await self._db.rows(
             "SELECT body FROM sessions WHERE user_key = ? AND (updated_at, key) < (?, ?)"
-            " AND erasing = 0 ORDER BY updated_at DESC, key DESC LIMIT ?",
+            " ORDER BY updated_at DESC, key DESC LIMIT ?",
             (user_key, *after, limit),
         )
         return [decode_session(body) for body in rows]
@@ -304,11 +304,14 @@ class SqliteStore(SqlitePending):
         )
         return [decode_segment(body) for body in rows]
 
-    async def delete_session(self, session_key: str, *, keep_session: bool = False) -> int:
+    async def delete_session(self, session_key: str, *, through: int | None = None) -> int:
+        which = "session_key = ?" if through is None else "session_key = ? AND seq <= ?"
+        values = (session_key,) if through is None else (session_key, through)
+
         def work(db: sqlite3.Connection) -> int:
             db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))
-            gone = db.execute("DELETE FROM turns WHERE session_key = ?", (session_key,)).rowcount
-            if not keep_session:
+            gone = db.execute(f"DELETE FROM turns WHERE {which}", values).rowcount
+            if through is None:
                 db.execute("DELETE FROM sessions WHERE key = ?", (session_key,))
             return gone
 

@@ -9,13 +9,14 @@ import pytest
 
 from memory import Ask, Incoming, User
 from memory.erasing import Erasing
-from memory.errors import NotFound, StoreUnavailable, TurnLost
+from memory.errors import IndexUnavailable, NotFound, StoreUnavailable, TurnLost
 from memory.gates import SessionLocks
 from memory.models import now, session_key
 from memory.stores.base import TurnStore
 from unit.builders import (
     SESSION,
     USER,
+    IndexAround,
     LateModel,
     LetterEmbeddings,
     assembled,
@@ -178,6 +179,10 @@ class Dying:
         self._count()
         return await self._inner.delete_session(key, **more)
 
+    async def forget_session(self, key: str) -> bool:
+        self._count()
+        return await self._inner.forget_session(key)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
@@ -194,7 +199,7 @@ async def test_an_erase_that_dies_on_its_way_hides_all_and_is_finished_by_the_sw
             store=dying, index=strata.index, projection=strata.projection, locks=SessionLocks()
         )
         with pytest.raises(StoreUnavailable):
-            await erasing.erase_session(user=USER.key, key=KEY, session_id=SESSION)
+            await erasing.erase_session(KEY)
         with pytest.raises(NotFound):
             await strata.library.session(USER, SESSION)
         await strata.sweeper.sweep()
@@ -203,3 +208,57 @@ async def test_an_erase_that_dies_on_its_way_hides_all_and_is_finished_by_the_sw
         assert await strata.index.count() == 0
         assert await strata.store.session(KEY) is None
         assert b"canary" not in embedded_bytes(tmp_path).lower()
+
+
+class Away(IndexAround):
+    """An index that does not answer until it is back."""
+
+    back = False
+
+    async def delete_session(self, *, user: str, session: str) -> None:
+        if not self.back:
+            raise IndexUnavailable("away")
+        await self.inner.delete_session(user=user, session=session)
+
+
+async def test_what_is_said_after_an_erase_is_kept_though_the_index_was_away(
+    tmp_path: Path,
+) -> None:
+    """R1: the sweeper finishes the erase later, and takes nothing that came after it."""
+    async with opened(tmp_path, budget=SMALL) as strata:
+        assert strata.index is not None
+        away = Away(strata.index)
+        shared: Any = {"store": strata.store, "index": away, "projection": strata.projection,
+                       "locks": SessionLocks()}  # fmt: skip
+        erasing = Erasing(**shared)
+        for n in range(6):
+            await say(strata, f"The Canary {n} sings of Xylophons. " * 9, "A canary! " * 9)
+        await strata.settled()
+        await strata.library.change(USER, SESSION, {"title": "Canaries", "metadata": {"a": "b"}})
+        with pytest.raises(IndexUnavailable, match="nothing is left to do"):
+            await erasing.erase_session(KEY)
+        with pytest.raises(NotFound):
+            await strata.library.session(USER, SESSION)
+        assert (await strata.library.memories(USER, query="canary", limit=9)).items == []
+        said = await say(strata, "Hello again.")
+        await strata.settled()
+        with pytest.raises(IndexUnavailable):
+            await erasing.finish(KEY)
+        for _ in range(2):
+            session = await strata.library.session(USER, SESSION)
+            assert (session.title, session.metadata) == ("Hello again.", {})
+            assert session.summary.text == ""
+            assert session.first_seq == said.seq == 13
+            assert [s.key for s in (await strata.library.sessions(USER, before=None, limit=9))[0]]
+            messages, more = await strata.library.messages(USER, SESSION, before=None, limit=99)
+            assert [m.seq for m in messages] == [13, 14]
+            assert more is None
+            away.back = True
+            assert await erasing.finish(KEY) == 0
+            await strata.settled()
+        assert await strata.index.count() == 2
+        found = await strata.library.memories(USER, query="hello", limit=9)
+        assert "Hello again." in {item.message.content for item in found.items}
+        assert await strata.sweeper.sweep() == 0
+        assert [t.seq for t in await strata.store.range(KEY, after=0, limit=9)] == [13]
+        assert b"canar" not in embedded_bytes(tmp_path).lower()

@@ -93,7 +93,7 @@ async def test_in_a_session_that_is_being_erased_nothing_is_left_ahead(strata: S
     memory = worker(strata)
     await say(memory, "one")
     await strata.store.put_session(new_session(USER.key, SESSION, now()))
-    await strata.store.change_session(KEY, {"erasing": True})
+    await strata.store.change_session(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
     accepted = await memory.accept(ask("two", key=None))
     assert accepted.turn.seq == await first_seq(strata) == 3
     assert (await memory.context(accepted)).receipt.layers.window.messages == 0

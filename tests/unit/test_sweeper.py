@@ -353,7 +353,7 @@ async def test_an_erase_that_a_crash_cut_short_is_finished(tmp_path: Path) -> No
     async with opened(tmp_path) as strata:
         await say(strata, "The Canary sings of Xylophons.")
         await strata.settled()
-        await strata.store.change_session(KEY, {"erasing": True})
+        await strata.store.change_session(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
         with pytest.raises(NotFound):
             await strata.library.session(USER, SESSION)
         await strata.sweeper.sweep()
