@@ -6,6 +6,7 @@ what was erased or has expired.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from datetime import datetime
 
@@ -69,12 +70,18 @@ async def of_living_sessions(
     """These turns without those that ended with their sessions (`ttl.memory = "session"`)."""
     if ttl.memory != "session":
         return list(turns)
-    over = set()
-    for key in {turn.session_key for turn in turns}:
+    newest: dict[str, Turn] = {}
+    for turn in turns:
+        known = newest.get(turn.session_key)
+        if known is None or turn.seq > known.seq:
+            newest[turn.session_key] = turn
+    begins: dict[str, float] = {}
+    for key, last in newest.items():
         session = await store.session(key)
-        if session is not None and ended(session, None, moment, ttl.session):
-            over.add(key)
-    return [turn for turn in turns if turn.session_key not in over]
+        if session is not None:
+            over = ended(session, last, moment, ttl.session)
+            begins[key] = math.inf if over else session.first_seq
+    return [turn for turn in turns if turn.seq >= begins.get(turn.session_key, 0)]
 
 
 def _message(turn: Turn | None, candidate: Candidate, user: str) -> Message | None:

@@ -221,11 +221,12 @@ class Away(IndexAround):
         await self.inner.delete_session(user=user, session=session)
 
 
+@pytest.mark.parametrize("memory", ["session", "365d"])
 async def test_what_is_said_after_an_erase_is_kept_though_the_index_was_away(
-    tmp_path: Path,
+    tmp_path: Path, memory: str
 ) -> None:
     """R1: the sweeper finishes the erase later, and takes nothing that came after it."""
-    async with opened(tmp_path, budget=SMALL) as strata:
+    async with opened(tmp_path, budget=SMALL, ttl={"memory": memory}) as strata:
         assert strata.index is not None
         away = Away(strata.index)
         shared: Any = {"store": strata.store, "index": away, "projection": strata.projection,
@@ -241,6 +242,7 @@ async def test_what_is_said_after_an_erase_is_kept_though_the_index_was_away(
             await strata.library.session(USER, SESSION)
         assert (await strata.library.memories(USER, query="canary", limit=9)).items == []
         said = await say(strata, "Hello again.")
+        assert (await strata.library.turn(USER, said.id)).seq == 13
         await strata.settled()
         with pytest.raises(IndexUnavailable):
             await erasing.finish(KEY)
