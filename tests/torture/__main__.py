@@ -159,7 +159,7 @@ def machine(seed: int) -> bool:
     """The state machine with many steps; whether it passed."""
     began = time.monotonic()
     arguments = [sys.executable, "-m", "pytest", str(MACHINE_TEST), "-x"]
-    more = {"STRATA_MACHINE_EXAMPLES": "12", "STRATA_MACHINE_STEPS": "40"}
+    more = {"STRATA_MACHINE_EXAMPLES": "5", "STRATA_MACHINE_STEPS": "40"}
     env = {**environment(**more), **stores()}
     done = subprocess.run(
         [*arguments, f"--hypothesis-seed={seed}"], env=env, cwd=ROOT, check=False,
