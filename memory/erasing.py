@@ -96,7 +96,11 @@ class Erasing:
                     " (no text) goes as soon as it answers: nothing is left to do"
                 ) from error
         if alone and not await self._store.forget_session(key):
-            await self._store.change_session(key, {"erasing": False})
+            # Points that another worker made of the new life just now are gone too: made again.
+            through = session.first_seq - 1
+            await self._store.change_session(
+                key, {"erasing": False, "lexical_through": through, "dense_through": through}
+            )
             self._projection.wake(key)
         if not self._store.exclusive:
             await self._store.release(key, worker=self._worker)
