@@ -137,6 +137,7 @@ class Database:
 
     async def checkpoint(self) -> None:
         """What was deleted leaves the write-ahead log too."""
+        # Read to its end on its own thread: a statement in progress locks out the writes after it.
         await self._write(
-            lambda: self._opened(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            lambda: self._opened(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         )

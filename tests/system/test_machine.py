@@ -250,6 +250,7 @@ class Conversation(RuleBasedStateMachine):
         one = self._new(f"s9{next(self.numbers)}", keep=False)
         response = self._send(one)
         assert response.status_code == 200, response.text
+        self.erased_later = True  # its points
         session = f"/v1/sessions/{one.session}"
         response = self.http.patch(session, json={"ttl": "100ms"})
         assert response.status_code in (200, 404), response.text  # 404: it is over already

@@ -75,6 +75,20 @@ async def test_a_cancelled_write_is_still_waited_for_by_those_after_it(tmp_path:
     await store.close()
 
 
+async def test_erasing_does_not_disturb_the_writes_that_follow_at_once(tmp_path: Path) -> None:
+    """R1: many sessions erased at the same time, and turns of others between."""
+    store = SqliteStore(tmp_path / "strata.db")
+    await store.open()
+    for round_ in range(20):
+        await asyncio.gather(
+            *(store.delete_session(f"{USER.key}.s{n}") for n in range(8)),
+            *(store.append([turn("kept", seq=round_ * 8 + n + 1)]) for n in range(8)),
+            *(store.forget_session(f"{USER.key}.s{n}") for n in range(8)),
+        )
+    assert len(await store.range(KEY, after=0, limit=200)) == 160
+    await store.close()
+
+
 async def test_no_query_walks_through_what_is_not_its_own(strata: Strata) -> None:
     """With a million turns of others a turn costs what it costs with none."""
     db = strata.store._db  # type: ignore[attr-defined]
