@@ -10,6 +10,7 @@ import pytest
 from memory import Ask, Strata
 from memory.errors import StoreUnavailable
 from memory.models import session_key
+from memory.stores.database import Database
 from memory.stores.sqlite import SqliteStore
 from unit.builders import SESSION, USER, dialogue, embedded_bytes, turn
 
@@ -75,18 +76,21 @@ async def test_a_cancelled_write_is_still_waited_for_by_those_after_it(tmp_path:
     await store.close()
 
 
-async def test_erasing_does_not_disturb_the_writes_that_follow_at_once(tmp_path: Path) -> None:
-    """R1: many sessions erased at the same time, and turns of others between."""
-    store = SqliteStore(tmp_path / "strata.db")
-    await store.open()
-    for round_ in range(20):
+async def test_a_checkpoint_is_over_before_the_next_write(tmp_path: Path) -> None:
+    """R1: erases that follow one another, and turns of others between."""
+    database = Database(tmp_path / "strata.db", schema="CREATE TABLE t (a);", timeout_seconds=5)
+    await database.open()
+
+    async def write() -> None:
+        await database.transaction(lambda db: db.execute("INSERT INTO t VALUES (1)").rowcount)
+
+    for _ in range(10):
         await asyncio.gather(
-            *(store.delete_session(f"{USER.key}.s{n}") for n in range(8)),
-            *(store.append([turn("kept", seq=round_ * 8 + n + 1)]) for n in range(8)),
-            *(store.forget_session(f"{USER.key}.s{n}") for n in range(8)),
-        )
-    assert len(await store.range(KEY, after=0, limit=200)) == 160
-    await store.close()
+            *(work for _ in range(5) for work in (write(), database.checkpoint(), write(),
+                                                  database.checkpoint()))
+        )  # fmt: skip
+    assert await database.rows("SELECT count(*) FROM t", ()) == [100]
+    await database.close()
 
 
 async def test_no_query_walks_through_what_is_not_its_own(strata: Strata) -> None:
