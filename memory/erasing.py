@@ -11,6 +11,7 @@ from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
 from memory.lifetimes import begun_anew, new_session
 from memory.models import Session, now
+from memory.opening import last_seq
 from memory.projection import Projection
 from memory.stores.base import TurnStore
 
@@ -43,14 +44,15 @@ class Erasing:
         (IndexUnavailable), the sweeper comes again.
         """
         async with self._locks.of(key):
-            session, turns = await self._store.load(key, limit=1)
+            loaded = await self._store.load(key, limit=1)
+            session, turns = loaded
             if session is None:
                 if not turns:
                     return 0
                 session = new_session(turns[0].user_key, turns[0].session_id, now())
                 await self._store.put_session(session)
             if through is None:
-                through = max(session.last_seq, turns[0].last_seq if turns else 0)
+                through = last_seq(loaded)
             fresh = begun_anew(session, through)
             await self._store.change_session(
                 key,

@@ -70,11 +70,7 @@ async def of_living_sessions(
     """These turns without those that ended with their sessions (`ttl.memory = "session"`)."""
     if ttl.memory != "session":
         return list(turns)
-    newest: dict[str, Turn] = {}
-    for turn in turns:
-        known = newest.get(turn.session_key)
-        if known is None or turn.seq > known.seq:
-            newest[turn.session_key] = turn
+    newest = {turn.session_key: turn for turn in sorted(turns, key=lambda turn: turn.seq)}
     begins: dict[str, float] = {}
     for key, last in newest.items():
         session = await store.session(key)
