@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from datetime import timedelta
 
-from memory.errors import IndexUnavailable
+from memory.errors import EraseUnfinished, IndexUnavailable
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
 from memory.lifetimes import begun_anew, new_session
@@ -41,7 +41,7 @@ class Erasing:
         Only what has been said so far (or up to the seq `through`): the document is marked first,
         and a new life begins behind it. So all is hidden at once, what is said next is kept
         whenever the rest is done, and after a crash, or while the index is away
-        (IndexUnavailable), the sweeper comes again.
+        (EraseUnfinished), the sweeper comes again.
         """
         async with self._locks.of(key):
             loaded = await self._store.load(key, limit=1)
@@ -93,10 +93,7 @@ class Erasing:
                 await self._index.delete_session(user=session.user_key, session=key)
                 await self._index.flush()
             except IndexUnavailable as error:
-                raise IndexUnavailable(
-                    f"{error}. The session is deleted from the store; what the index holds of it"
-                    " (no text) goes as soon as it answers: nothing is left to do"
-                ) from error
+                raise EraseUnfinished from error
         if alone and not await self._store.forget_session(key):
             # Points that another worker made of the new life just now are gone too: made again.
             through = session.first_seq - 1

@@ -15,6 +15,7 @@ StrataError
 ├── TurnLost                  a late write: the turn was taken over, erased or is finished
 ├── StoreUnavailable          the store did not answer
 ├── IndexUnavailable          the vector index did not answer
+│   └── EraseUnfinished       … while something was erased: what it holds goes later
 └── EmbeddingUnavailable      no dense vectors at present
 """
 
@@ -123,6 +124,16 @@ class StoreUnavailable(StrataError):
 
 class IndexUnavailable(StrataError):
     pass
+
+
+class EraseUnfinished(IndexUnavailable):
+    """The store holds nothing of it any more; the index follows by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "it is erased from the store; what the index holds of it (no text) goes as soon as"
+            " the index answers: nothing is left to do"
+        )
 
 
 class EmbeddingUnavailable(StrataError):

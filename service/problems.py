@@ -133,6 +133,8 @@ def from_error(error: BaseException) -> Problem:
                 code="store_unavailable",
                 retry_after_seconds=1,
             )
+        case errors.EraseUnfinished():
+            return Problem(503, str(error), code="index_unavailable")
         case errors.IndexUnavailable():
             return Problem(
                 503,

@@ -239,6 +239,7 @@ class Conversation(RuleBasedStateMachine):
         else:  # what the index holds goes later (`quiet`); for every reader it is gone
             assert response.status_code == 503, response.text
             assert response.json()["code"] == "index_unavailable"
+            assert "nothing is left to do" in response.json()["detail"]
             self.erased_later = True
         del self.spoken[session]
         assert self.http.get(f"/v1/sessions/{session}").status_code == 404
