@@ -93,7 +93,7 @@ class Erasing:
                 await self._index.delete_session(user=session.user_key, session=key)
                 await self._index.flush()
             except IndexUnavailable as error:
-                raise EraseUnfinished from error
+                raise EraseUnfinished(str(error)) from error
         if alone and not await self._store.forget_session(key):
             # Points that another worker made of the new life just now are gone too: made again.
             through = session.first_seq - 1

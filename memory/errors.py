@@ -129,11 +129,13 @@ class IndexUnavailable(StrataError):
 class EraseUnfinished(IndexUnavailable):
     """The store holds nothing of it any more; the index follows by itself."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "it is erased from the store; what the index holds of it (no text) goes as soon as"
-            " the index answers: nothing is left to do"
-        )
+    advice = (
+        "it is erased from the store; what the index holds of it (no text) goes as soon as"
+        " the index answers: nothing is left to do"
+    )
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; {self.advice}")
 
 
 class EmbeddingUnavailable(StrataError):

@@ -134,7 +134,7 @@ def from_error(error: BaseException) -> Problem:
                 retry_after_seconds=1,
             )
         case errors.EraseUnfinished():
-            return Problem(503, str(error), code="index_unavailable")
+            return Problem(503, error.advice, code="index_unavailable")
         case errors.IndexUnavailable():
             return Problem(
                 503,
