@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,10 @@ CLOSE_SECONDS = 5
 # What the kernel (which doubles the number) takes ahead of a client that reads slowly. Left alone,
 # Linux takes over 2 MB for a connection that nobody reads.
 SEND_BUFFER_BYTES = 32_768
+# A client that is gone without a word, or takes nothing at all, keeps its place for so long: Linux
+# alone would ask a lost phone for a quarter of an hour, and one that is only stuck for ever. Who
+# comes back resumes.
+STUCK_SECONDS = 300.0
 
 
 def serve_file(settings: Settings) -> Path | None:
@@ -40,14 +45,18 @@ def serve_file(settings: Settings) -> Path | None:
     return path.parent / "serve.json" if path else None
 
 
-class _Connection(HttpToolsProtocol):
-    """Makes whoever answers wait for a client that does not read, instead of storing for it."""
+class Connection(HttpToolsProtocol):
+    """Makes whoever answers wait for a client that does not read, instead of storing for it; ends
+    when the client has confirmed nothing of what was sent for `STUCK_SECONDS` (Linux)."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
         connected: socket.socket = transport.get_extra_info("socket")
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if sys.platform == "linux":
+            milliseconds = round(STUCK_SECONDS * 1000)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 class _Server(uvicorn.Server):
@@ -123,7 +132,7 @@ async def serve(settings: Settings, *, parent: Parent | None = None) -> None:
             create_app(settings, services),
             host=settings.server.host,
             port=settings.server.port,
-            http=_Connection,
+            http=Connection,
             lifespan="on",
             log_config=None,
             access_log=False,
