@@ -218,12 +218,14 @@ class Producer:
                     model=self.model_name,
                 )
             except TurnLost as lost:
+                log.warning("turn.lost", erased=lost.erased)
                 if lost.erased:
                     self._fail(ERASED)
                 else:
                     self._fail(TurnError("interrupted", "another worker took the turn over", True))
                 return
-            except StoreUnavailable:
+            except StoreUnavailable as unavailable:
+                log.error("turn.not_persisted", detail=str(unavailable)[:200])
                 self._fail(TurnError("not_persisted", "the answer could not be stored", True))
                 return
             assert self.turn.assistant is not None

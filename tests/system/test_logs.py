@@ -66,6 +66,8 @@ async def test_no_log_line_holds_what_a_user_said(model: Model, folder: Path, le
         json.loads(line)
     assert '"turn.model_call"' in log
     assert '"model.failed"' in log
+    [failed_to_store] = [r for r in service.child.lines() if r["event"] == "request.failed"]
+    assert failed_to_store["detail"].startswith("SQLite: ")  # an operator learns why
     if level == "info":
         assert "sk-" not in log
 

@@ -31,6 +31,8 @@ async def test_a_full_disk_during_a_turn_is_told_and_never_done(model: Model, fo
             assert found[-1].data["code"] == "not_persisted"
             assert found[-1].data["retryable"] is True
             assert text_of(found) == "one two three four five six seven eight"
+            [told] = [r for r in service.child.lines() if r["event"] == "turn.not_persisted"]
+            assert told["detail"].startswith("SQLite: ")
 
             # Nothing new is taken, no model is called; live is green.
             model.forget()
