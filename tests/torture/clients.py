@@ -52,6 +52,7 @@ class Clients:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
         self._stopping = asyncio.Event()
+        self._collecting = asyncio.Lock()
 
     async def close(self) -> None:
         await self.http.aclose()
@@ -169,10 +170,12 @@ class Clients:
                 return found
 
     async def collect(self) -> None:
-        """Take over the log of the model, which keeps only the newest requests."""
-        response = await self.http.delete(f"{self._model_url}/requests")
-        found = (r for r in response.json() if r["path"] == "/v1/chat/completions")
-        self.prompts += [{"messages": r["messages"], "options": r["options"]} for r in found]
+        """Take over the log of the model, which keeps only the newest requests. What another call
+        has taken and not yet read is here, too, when this one is over."""
+        async with self._collecting:
+            response = await self.http.delete(f"{self._model_url}/requests")
+            found = (r for r in response.json() if r["path"] == "/v1/chat/completions")
+            self.prompts += [{"messages": r["messages"], "options": r["options"]} for r in found]
 
     async def _collect(self) -> None:
         while True:
