@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from memory.models import Turn
 
+_LOGGED_CHARACTERS = 200
+
 
 class StrataError(Exception):
     """Base of the tree."""
@@ -140,3 +142,8 @@ class EraseUnfinished(IndexUnavailable):
 
 class EmbeddingUnavailable(StrataError):
     pass
+
+
+def reason(error: BaseException) -> str:
+    """What a log may hold of its text: another's than ours may quote what a user said."""
+    return str(error)[:_LOGGED_CHARACTERS] if isinstance(error, StrataError) else ""

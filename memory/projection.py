@@ -17,7 +17,7 @@ import structlog
 
 from memory.config import MemoryConfig
 from memory.embeddings import DenseModel
-from memory.errors import StoreUnavailable, StrataError
+from memory.errors import StoreUnavailable, StrataError, reason
 from memory.folding import CLAIM_LEASES, Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
@@ -209,7 +209,7 @@ class Projection:
             "projection.session_failed",
             session=key,
             error=type(error).__name__,
-            detail=str(error)[:200] if isinstance(error, StrataError) else "",
+            detail=reason(error),
             retry_in_s=round(delay, 2),
         )
 

@@ -13,7 +13,7 @@ import structlog
 from memory.config import MemoryConfig
 from memory.documents import interrupted
 from memory.erasing import Erasing
-from memory.errors import StrataError
+from memory.errors import StrataError, reason
 from memory.folding import Folding
 from memory.gates import SessionLocks
 from memory.indexes.base import VectorIndex
@@ -53,7 +53,7 @@ class Sweeper:
             try:
                 await self.sweep()
             except StrataError as error:
-                log.warning("sweep.failed", error=type(error).__name__, detail=str(error)[:200])
+                log.warning("sweep.failed", error=type(error).__name__, detail=reason(error))
             except Exception:  # the edge of a task: the next sweep tries again
                 log.exception("sweep.crashed")
             await asyncio.sleep(self._config.projector.sweep_interval)

@@ -172,7 +172,7 @@ def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes
             "request.failed",
             status=problem.status,
             error=type(error).__name__,
-            detail=str(error)[:200] if isinstance(error, errors.StrataError) else problem.detail,
+            detail=errors.reason(error) or problem.detail,
             exc_info=error if problem.status == 500 else None,
         )
     return Response(

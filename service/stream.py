@@ -20,7 +20,7 @@ from langchain_core.language_models import BaseChatModel
 
 from memory.accepted import Accepted
 from memory.ask import Ask
-from memory.errors import StoreUnavailable, TurnLost
+from memory.errors import StoreUnavailable, TurnLost, reason
 from memory.models import Context, Receipt, Turn, TurnError, TurnStatus, now
 from memory.orchestrator import Memory
 from service.events import (
@@ -225,7 +225,7 @@ class Producer:
                     self._fail(TurnError("interrupted", "another worker took the turn over", True))
                 return
             except StoreUnavailable as unavailable:
-                log.error("turn.not_persisted", detail=str(unavailable)[:200])
+                log.error("turn.not_persisted", detail=reason(unavailable))
                 self._fail(TurnError("not_persisted", "the answer could not be stored", True))
                 return
             assert self.turn.assistant is not None
