@@ -14,9 +14,11 @@ from typing import NoReturn
 import msgspec
 import structlog
 
-from evals import bench, cost, recall, report, scale
-from evals.datasets import committed, load
-from evals.progress import progress
+from evals.quality import cost, recall
+from evals.quality.datasets import committed, load
+from evals.reporting import report
+from evals.reporting.progress import progress
+from evals.speed import bench, scale
 from memory import MemoryConfig
 from memory.errors import ConfigError, InvalidInput, StrataError
 
@@ -51,7 +53,7 @@ def at_least_one(text: str) -> int:
 
 def load_config(path: Path | None) -> MemoryConfig:
     """The memory's part of the configuration: `path`, else what the service would read."""
-    from service.settings import load_settings
+    from service.config.settings import load_settings
 
     return load_settings(path).memory()
 

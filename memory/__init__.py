@@ -1,9 +1,9 @@
 """Strata: layered memory for chat. `open_memory` is the way in."""
 
-from memory.ask import Ask
 from memory.config import MemoryConfig
-from memory.documents import Incoming
-from memory.factory import Strata, open_memory
+from memory.log.transitions import Incoming
 from memory.models import User
+from memory.strata import Strata, open_memory
+from memory.turn_request import TurnRequest
 
-__all__ = ["Ask", "Incoming", "MemoryConfig", "Strata", "User", "open_memory"]
+__all__ = ["TurnRequest", "Incoming", "MemoryConfig", "Strata", "User", "open_memory"]

@@ -12,19 +12,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memory.accepted import Accepted
-from memory.ask import Ask
-from memory.composing import Composing, Draft
 from memory.config import MemoryConfig
-from memory.documents import (
+from memory.context.builder import ContextBuilder, ContextDraft
+from memory.errors import SessionBusy, TurnLost
+from memory.log.idempotency import Idempotency
+from memory.log.recording import Recorded, Recorder
+from memory.log.session_lease import Opened, Opening, last_seq
+from memory.log.session_queue import SessionQueue
+from memory.log.transitions import (
     Incoming,
     answered,
     running_turn,
 )
-from memory.errors import SessionBusy, TurnLost
-from memory.gates import SessionGates
-from memory.idempotency import Idempotency
-from memory.lifetimes import expiry_of, session_expiry
 from memory.models import (
     Context,
     MessageStatus,
@@ -34,11 +33,12 @@ from memory.models import (
     User,
     now,
 )
-from memory.opening import Opened, Opening, last_seq
-from memory.recall import Recall
-from memory.recording import Recorded, Recording
+from memory.open_turn import OpenTurn
+from memory.recall.search import Recall
+from memory.sessions.lifetime import expiry_of, session_expiry
 from memory.stores.base import TurnStore
 from memory.tokens import TokenCounter
+from memory.turn_request import TurnRequest
 
 _RACES = 20
 
@@ -51,12 +51,12 @@ class Memory:
         recall: Recall,
         counter: TokenCounter,
         config: MemoryConfig,
-        gates: SessionGates,
+        gates: SessionQueue,
         wake: Callable[[str], None],
     ) -> None:
         self._store = store
         self._opening = Opening(store=store, session_ttl=config.ttl.session)
-        self._recording = Recording(
+        self._recording = Recorder(
             store=store,
             opening=self._opening,
             counter=counter,
@@ -65,7 +65,7 @@ class Memory:
             wake=wake,
         )
         self._idempotency = Idempotency(store=store, opening=self._opening, ttl=config.ttl)
-        self._composing = Composing(store=store, recall=recall, counter=counter, config=config)
+        self._composing = ContextBuilder(store=store, recall=recall, counter=counter, config=config)
         self._config = config
         self._gates = gates
         self._wake = wake
@@ -75,7 +75,7 @@ class Memory:
         """Take no more turns or messages; those that wait for their session are refused too."""
         self._gates.shut()
 
-    async def accept(self, ask: Ask) -> Accepted:
+    async def accept(self, ask: TurnRequest) -> OpenTurn:
         """Make the question durable and begin to recall.
 
         Raises BudgetExceeded, SessionBusy, Stopping, StoreUnavailable; then nothing was stored.
@@ -104,9 +104,11 @@ class Memory:
             draft.show(opened.session, opened.loaded, turn)
         self._wake(ask.key)
         ends = session_expiry(opened.session, turn.recorded_at, self._config.ttl.session)
-        return Accepted(ask=ask, turn=turn, session_ends=ends, draft=draft)
+        return OpenTurn(ask=ask, turn=turn, session_ends=ends, draft=draft)
 
-    async def _insert(self, ask: Ask, wait_until: float, draft: Draft) -> tuple[Opened, Turn]:
+    async def _insert(
+        self, ask: TurnRequest, wait_until: float, draft: ContextDraft
+    ) -> tuple[Opened, Turn]:
         left = self._opening.take_left(ask.key)
         if left is not None:
             turn = self._turn(ask, left + 1)
@@ -131,7 +133,7 @@ class Memory:
             waited = True  # another process was first
         raise SessionBusy(1.0)
 
-    def _turn(self, ask: Ask, seq: int) -> Turn:
+    def _turn(self, ask: TurnRequest, seq: int) -> Turn:
         return running_turn(
             ask.user,
             ask.session_id,
@@ -145,7 +147,7 @@ class Memory:
             body_hash=ask.body_hash or None,
         )
 
-    async def _open(self, ask: Ask, wait_until: float) -> tuple[Opened, Turn | None]:
+    async def _open(self, ask: TurnRequest, wait_until: float) -> tuple[Opened, Turn | None]:
         """The session, and beside it what is known of the idempotency key."""
         opening = self._opening.session(ask.user, ask.session_id, wait_until=wait_until)
         if ask.idempotency_key is None:
@@ -158,19 +160,19 @@ class Memory:
             raise failed.exceptions[0] from None
         return opened.result(), known.result()
 
-    async def _known(self, ask: Ask, *, gated: bool) -> Turn | None:
+    async def _known(self, ask: TurnRequest, *, gated: bool) -> Turn | None:
         if ask.idempotency_key is None:
             return None
         return await self._idempotency.known(
             ask.user.key, ask.idempotency_key, ask.body_hash, gated=gated
         )
 
-    async def context(self, accepted: Accepted) -> Context:
+    async def context(self, accepted: OpenTurn) -> Context:
         """What the model is to read for an accepted turn."""
         assert accepted.draft is not None, "it was let go"
         return await accepted.draft.context()
 
-    async def preview(self, ask: Ask) -> Context:
+    async def preview(self, ask: TurnRequest) -> Context:
         """What a turn would send now; nothing is stored, an unknown session is an empty one."""
         draft = self._composing.begin(ask)
         try:
@@ -180,11 +182,11 @@ class Memory:
         finally:
             draft.cancel()
 
-    def plain(self, ask: Ask) -> Context:
+    def plain(self, ask: TurnRequest) -> Context:
         """The context of a stateless call: system text and question alone."""
         return self._composing.plain(ask)
 
-    async def flush(self, accepted: Accepted, text: str, *, context: Context | None = None) -> None:
+    async def flush(self, accepted: OpenTurn, text: str, *, context: Context | None = None) -> None:
         """Store the answer so far and renew the lease. Raises TurnLost, StoreUnavailable."""
         until = expiry_of(now(), self._config.session.lease)
         news = context.receipt if context and not accepted.receipt_stored else None
@@ -193,7 +195,7 @@ class Memory:
 
     async def finish(
         self,
-        accepted: Accepted,
+        accepted: OpenTurn,
         text: str,
         *,
         status: TurnStatus,
@@ -227,7 +229,7 @@ class Memory:
         finally:
             self.abandon(accepted)
 
-    def abandon(self, accepted: Accepted) -> None:
+    def abandon(self, accepted: OpenTurn) -> None:
         """Free the session without storing anything more. Harmless when repeated."""
         if not accepted.ended:
             accepted.ended = True
@@ -239,7 +241,7 @@ class Memory:
 
     async def _save(
         self,
-        accepted: Accepted,
+        accepted: OpenTurn,
         text: str,
         status: TurnStatus,
         message_status: MessageStatus,

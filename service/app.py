@@ -11,17 +11,17 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from service.auth import make_auth
-from service.guard import ASGIApp, Guard
-from service.health import Health, Scrape
-from service.lifespan import Services, open_services
-from service.memories import Memories
-from service.pages import SchemaPage
-from service.problems import respond
-from service.requests import StrictRequest
-from service.sessions import Sessions
-from service.settings import Settings
-from service.turns import Turns
+from service.auth.authenticators import make_auth
+from service.config.settings import Settings
+from service.http.problems import respond
+from service.http.request import StrictRequest
+from service.middleware import ASGIApp, Guard
+from service.routes.health import Health, Scrape
+from service.routes.memories import Memories
+from service.routes.schema import SchemaPage
+from service.routes.sessions import Sessions
+from service.routes.turns import Turns
+from service.services import Services, open_services
 
 VERSION = "0.1.0"
 

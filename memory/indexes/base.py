@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypedDict
 
-from memory.sparse import SparseVector
+from memory.embeddings.sparse import SparseVector
 
 
 class Payload(TypedDict):

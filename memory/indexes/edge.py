@@ -18,6 +18,7 @@ from uuid import UUID
 
 import qdrant_edge as edge
 
+from memory.embeddings.sparse import SparseVector
 from memory.errors import IndexUnavailable
 from memory.indexes.base import (
     FEATURES,
@@ -30,7 +31,6 @@ from memory.indexes.base import (
     dense_name,
     features,
 )
-from memory.sparse import SparseVector
 
 T = TypeVar("T")
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from memory.embeddings.sparse import SparseVector
 from memory.errors import IndexUnavailable
 from memory.indexes.base import (
     FEATURES,
@@ -23,8 +24,7 @@ from memory.indexes.base import (
     Point,
     dense_name,
 )
-from memory.indexes.collection import SPARSE, Collection
-from memory.sparse import SparseVector
+from memory.indexes.qdrant_collection import SPARSE, Collection
 
 if TYPE_CHECKING:
     from qdrant_client import models

@@ -15,7 +15,7 @@ import pytest
 from system.process import Model, Service, serving, strata
 
 from api.shapes import assert_problem, history, memories, record, same_problem, say
-from service.keys import digest_of, new_key
+from service.auth.keys import digest_of, new_key
 
 ANNA, BERTA, SAME_NAME, EXPIRED, SOON, ADMIN = KEYS = [new_key() for _ in range(6)]
 DIGESTS = [digest_of(key) for key in KEYS]

@@ -1,4 +1,4 @@
-"""Recording messages and reading history, as API.md has them."""
+"""Recorder messages and reading history, as API.md has them."""
 
 from __future__ import annotations
 

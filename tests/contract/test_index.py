@@ -15,13 +15,13 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from servers.qdrant import RUN, QdrantServer
 from unit.builders import NOON, LetterEmbeddings
 
-from memory import sparse
+from memory.embeddings import sparse
 from memory.errors import IndexUnavailable
 from memory.indexes.base import FEATURES, Document, Hit, Payload, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
 from memory.indexes.qdrant import QdrantIndex
-from memory.passages import point_id
-from memory.question import name_hash
+from memory.recall.query import name_hash
+from memory.text.passages import point_id
 
 Opener = Callable[[], VectorIndex]
 DIMENSIONS = 8

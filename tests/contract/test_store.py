@@ -14,7 +14,6 @@ import pytest
 from unit.builders import NOON, SESSION, USER, dialogue, turn
 
 from memory.errors import StoreUnavailable
-from memory.lifetimes import new_session
 from memory.models import (
     NEVER,
     Dropped,
@@ -28,9 +27,10 @@ from memory.models import (
     User,
     session_key,
 )
+from memory.sessions.lifetime import new_session
 from memory.stores.base import Aside, Signal, TurnStore
-from memory.stores.mongo import MongoStore
-from memory.stores.sqlite import SqliteStore
+from memory.stores.mongo.store import MongoStore
+from memory.stores.sqlite.store import SqliteStore
 
 OTHER = User("acme", "oskar")
 KEY = session_key(USER.key, SESSION)

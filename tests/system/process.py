@@ -297,7 +297,7 @@ def strata(
 _MANY = """
 import contextlib, io, json, os, sys
 from typer.testing import CliRunner
-from service.cli import app
+from service.cli.main import app
 calls, text = json.load(sys.stdin)
 for folder, arguments in calls:
     os.chdir(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from evals.bench import (
+from evals.speed.bench import (
     BASELINE_TURNS,
     MEMORY_TURNS,
     Service,

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from memory import User
-from service.lifespan import open_services
-from service.schemas import TurnBody
-from service.settings import Settings
-from service.turns import begin_turn
+from service.config.settings import Settings
+from service.http.shapes import TurnBody
+from service.routes.turns import begin_turn
+from service.services import open_services
 from system.conftest import BY_WORDS
 from system.process import Model, Service
 from system.streams import Event, answer, ask, asking, history, text_of, until
@@ -180,7 +180,7 @@ async def test_cancelled_turns_leave_no_task_behind(
         await services.strata.settled()
         base = len(asyncio.all_tasks())
         await asyncio.gather(*(turn(f"s{n}", rng.randrange(0, 10)) for n in range(20)))
-        await until(lambda: not services.producers)
+        await until(lambda: not services.answers)
         await services.strata.settled()
         await until(lambda: len(asyncio.all_tasks()) <= base)
         assert len(services.streams) == 0

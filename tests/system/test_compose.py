@@ -21,8 +21,8 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from service.cli import app
-from service.settings import load_settings
+from service.cli.main import app
+from service.config.settings import load_settings
 from system.conftest import BY_WORDS
 from system.process import ROOT, Service, environment, serving
 

@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from service.cli import app
+from service.cli.main import app
 from system.conftest import BY_WORDS
 from system.process import Child, Model, environment, serving, strata, variables, wait_for
 from system.streams import answer

@@ -178,7 +178,7 @@ def test_an_export_takes_constant_memory(folder: Path) -> None:
         command = (
             "import resource, sys\n"
             "sys.argv = ['strata', 'export', sys.argv[1], '--output', 'out.ndjson']\n"
-            "from service.cli import main\n"
+            "from service.cli.main import main\n"
             "try:\n    main()\n"
             "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
         )

@@ -179,7 +179,7 @@ def test_a_large_file_is_read_in_constant_memory(folder: Path) -> None:
         command = (
             "import resource, sys\n"
             "sys.argv = ['strata', 'import', sys.argv[1]]\n"
-            "from service.cli import main\n"
+            "from service.cli.main import main\n"
             "try:\n    main()\n"
             "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.keys import digest_of, new_key
+from service.auth.keys import digest_of, new_key
 from system.conftest import BY_WORDS
 from system.process import Service, serving, strata
 

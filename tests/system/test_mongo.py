@@ -25,14 +25,14 @@ from servers.proxy import Proxy
 from servers.repeating import Repeating
 from unit.builders import NOON, SESSION, USER, counter, dialogue, turn
 
-from memory import Ask, MemoryConfig, Strata
-from memory.embeddings import DenseModel
+from memory import MemoryConfig, Strata, TurnRequest
+from memory.embeddings.dense import DenseModel
 from memory.errors import ConfigError, StoreUnavailable
-from memory.factory import put_together
-from memory.lifetimes import new_session
 from memory.models import Segment, Summary, Turn, User, now, session_key
-from memory.stores.collections import INDEXES
-from memory.stores.mongo import MongoStore
+from memory.sessions.lifetime import new_session
+from memory.stores.mongo.collections import INDEXES
+from memory.stores.mongo.store import MongoStore
+from memory.strata import put_together
 from system.process import wait_for
 
 KEY = session_key(USER.key, SESSION)
@@ -136,7 +136,7 @@ async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str, key
         for n in range(3):
             commands.take()
             accepted = await strata.memory.accept(
-                Ask(
+                TurnRequest(
                     user=USER,
                     session_id=SESSION,
                     question=f"question {n}",
@@ -156,7 +156,7 @@ async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str, key
             await strata.memory.finish(accepted, "answer", status="done", context=context)
             assert commands.take() == ["update"]
             assert context.receipt.layers.window.messages == 2 * n
-        await strata.projection.settled()
+        await strata.projector.settled()
 
 
 async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_url: str) -> None:
@@ -178,7 +178,7 @@ async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_u
             memory = bare(store).memory
 
             async def accept(n: int) -> None:
-                ask = Ask(
+                ask = TurnRequest(
                     user=USER, session_id=f"s{n}", question="q", idempotency_key=f"k{n}",
                     recall="none",
                 )  # fmt: skip
@@ -190,7 +190,7 @@ async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_u
             for _ in range(4):
                 began = time.monotonic()
                 accepted = await memory.accept(
-                    Ask(user=USER, session_id="s", question="q", recall="none")
+                    TurnRequest(user=USER, session_id="s", question="q", recall="none")
                 )
                 waits.append(time.monotonic() - began)
                 await memory.finish(accepted, "a", status="done", context=None)

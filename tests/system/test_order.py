@@ -31,7 +31,7 @@ LATE_SECONDS = 1.0
 
 
 async def fifty_at_once(clients: list[httpx.AsyncClient], model: Model, delay: float) -> None:
-    """Ask all at the same moment; then check that each prompt held all that came before."""
+    """TurnRequest all at the same moment; then check that each prompt held all that came before."""
     model.mode("digest", delay=delay)
     barrier = asyncio.Barrier(AT_ONCE)
 

@@ -132,7 +132,7 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
 def test_every_configuration_key_stands_in_the_readme() -> None:
     from pydantic import BaseModel
 
-    from service.settings import Settings
+    from service.config.settings import Settings
 
     table = README.split("## Configuration")[1].split("## Measured")[0]
     for group, field in Settings.model_fields.items():

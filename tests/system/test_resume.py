@@ -54,7 +54,7 @@ class Reader:
         return bool(self.events) and self.events[-1].name in ENDS
 
     async def begin(self) -> None:
-        """Ask until it is known which turn it became; its key makes it one."""
+        """TurnRequest until it is known which turn it became; its key makes it one."""
         while not self.turn_id:
             headers = {"Idempotency-Key": "k"}
             body = {"message": QUESTION, "stream": True}

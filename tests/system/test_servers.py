@@ -13,7 +13,7 @@ import pytest
 from servers.mongo import Mongo
 from servers.proxy import Mode, Proxy
 
-from memory.recall import BREAK_AFTER
+from memory.recall.search import BREAK_AFTER
 from system.process import Model, Qdrant, serving
 from system.streams import Event, answer, ask, asking, history, text_of, until
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from unit.builders import SESSION, USER, counter
 
-from memory import Ask, MemoryConfig, Strata
-from memory.embeddings import DenseModel
-from memory.factory import make_index, put_together
+from memory import MemoryConfig, Strata, TurnRequest
+from memory.embeddings.dense import DenseModel
 from memory.models import now, session_key
-from memory.stores.mongo import MongoStore
+from memory.stores.mongo.store import MongoStore
+from memory.strata import make_index, put_together
 from system.streams import until
 
 KEY = session_key(USER.key, SESSION)
@@ -46,7 +46,9 @@ async def opened(url: str, folder: Path, lease: str = "10s") -> AsyncIterator[St
 
 
 async def say(strata: Strata, question: str) -> None:
-    accepted = await strata.memory.accept(Ask(user=USER, session_id=SESSION, question=question))
+    accepted = await strata.memory.accept(
+        TurnRequest(user=USER, session_id=SESSION, question=question)
+    )
     context = await strata.memory.context(accepted)
     await strata.memory.finish(accepted, "I see.", status="done", context=context)
 
@@ -56,15 +58,15 @@ async def test_a_session_that_another_worker_projects_is_left_to_it(
 ) -> None:
     async with opened(mongo_url, tmp_path) as strata:
         await say(strata, "My dog is called Biscuit.")
-        await strata.projection.settled()
+        await strata.projector.settled()
         await say(strata, "My cat is called Shortbread.")
         ends = now() + timedelta(seconds=1)
         assert await strata.store.claim(KEY, worker="other", until=ends, now=now())
-        assert not await strata.projection.run_once()
+        assert not await strata.projector.run_once()
         assert await strata.store.pending() == [KEY]
         # Its worker has died: the claim ends, and the work is found again.
-        await until(strata.projection.run_once)
-        await strata.projection.settled()
+        await until(strata.projector.run_once)
+        await strata.projector.settled()
         assert await strata.store.pending() == []
 
 
@@ -73,14 +75,14 @@ async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
 ) -> None:
     async with opened(mongo_url, tmp_path) as strata:
         await say(strata, "My dog is called Biscuit.")
-        await strata.projection.settled()
+        await strata.projector.settled()
         ends = now() + timedelta(seconds=1)
         assert await strata.store.claim(KEY, worker="other", until=ends, now=now())
-        erasing = asyncio.create_task(strata.library.delete_session(USER, SESSION))
+        erasing = asyncio.create_task(strata.history.delete_session(USER, SESSION))
         await asyncio.sleep(0)
 
         async def hidden() -> bool:
-            return (await strata.library.sessions(USER, limit=9, before=None))[0] == []
+            return (await strata.history.sessions(USER, limit=9, before=None))[0] == []
 
         await until(hidden)
         assert not erasing.done()

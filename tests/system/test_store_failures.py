@@ -127,7 +127,7 @@ async def test_a_second_service_on_the_same_folder_is_refused(model: Model, fold
 
 CLOSED_UNDER_A_QUERY = """
 import asyncio, pathlib
-from memory.stores.database import Database
+from memory.stores.sqlite.database import Database
 
 SLOW = (
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000)"

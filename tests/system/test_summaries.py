@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 
-from memory.folding import BREAK_AFTER
 from memory.models import User, now, session_key
-from memory.stores.mongo import MongoStore
-from service.keys import TENANT
+from memory.stores.mongo.store import MongoStore
+from memory.summary.rolling import BREAK_AFTER
+from service.auth.keys import TENANT
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
 from system.streams import history, until

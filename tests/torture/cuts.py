@@ -24,7 +24,7 @@ CUTS = 3  # of one answer, at most
 
 
 @dataclass
-class Pieces:
+class AnswerBuffer:
     """What one client has of one answer, over all its connections."""
 
     events: list[Event] = field(default_factory=list)
@@ -64,10 +64,10 @@ async def cut(
 
 async def in_pieces(
     people: Clients, cluster: Cluster, place: Any, number: int, rng: random.Random
-) -> tuple[Said, Pieces]:
+) -> tuple[Said, AnswerBuffer]:
     said = Said(*place, "t0", number)
     people.said.append(said)
-    pieces = Pieces()
+    pieces = AnswerBuffer()
     headers = {"X-User-Id": said.user, "Idempotency-Key": said.key}
     url = cluster.address()
     deadline = time.monotonic() + ANSWER_SECONDS
@@ -95,7 +95,7 @@ async def in_pieces(
 
 
 async def _read(
-    http: httpx.AsyncClient, request: httpx.Request, pieces: Pieces, cut_after: int | None
+    http: httpx.AsyncClient, request: httpx.Request, pieces: AnswerBuffer, cut_after: int | None
 ) -> bool:
     """Whole events until the end or the cut; False when it is not to be had now."""
     response = await http.send(request, stream=True)
@@ -122,7 +122,7 @@ async def _read(
         await response.aclose()
 
 
-def _compare(said: Said, pieces: Pieces, history: list[Mapping[str, Any]]) -> list[str]:
+def _compare(said: Said, pieces: AnswerBuffer, history: list[Mapping[str, Any]]) -> list[str]:
     """The places in the event ids count the code points that were received up to them."""
     wrong, received = [], 0
     for event in pieces.events:

@@ -13,15 +13,15 @@ from typing import Any
 
 from langchain_core.embeddings import Embeddings
 
-from memory import Ask, MemoryConfig, Strata, User, open_memory
+from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
 from memory.config import EmbeddingConfig
-from memory.embeddings import DenseModel, Loaded
-from memory.factory import _load_model, make_index, make_store, put_together
+from memory.embeddings.dense import DenseModel, Loaded
+from memory.embeddings.sparse import SparseVector
 from memory.indexes.base import Hits, Point, VectorIndex
 from memory.models import NEVER, Message, MessageStatus, Role, Turn, TurnStatus
 from memory.models import session_key as key_of
 from memory.models import turn_id as id_of
-from memory.sparse import SparseVector
+from memory.strata import _load_model, make_index, make_store, put_together
 from memory.tokens import TiktokenCounter
 
 NOON = datetime(2024, 5, 8, 12, tzinfo=UTC)
@@ -191,7 +191,7 @@ async def assembled(
     finally:
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
-        await strata.projection.drain()
+        await strata.projector.drain()
         await index.close()
         model.close()
         await store.close()
@@ -207,7 +207,7 @@ async def say(
     **more: Any,
 ) -> Turn:
     """One whole turn with a model that answers `answer`."""
-    ask = Ask(user=user, session_id=session, question=question, **more)
+    ask = TurnRequest(user=user, session_id=session, question=question, **more)
     accepted = await strata.memory.accept(ask)
     context = await strata.memory.context(accepted)
     return await strata.memory.finish(accepted, answer, status="done", context=context)

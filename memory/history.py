@@ -1,0 +1,227 @@
+"""Reading back: turns, history, sessions, memories. Everything belongs to the asking user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from memory.config import MemoryConfig
+from memory.errors import NotFound
+from memory.log.session_lease import lease_is_over
+from memory.log.transitions import interrupted
+from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
+from memory.recall.hydration import hydrate, of_living_sessions
+from memory.recall.search import Recall
+from memory.retention.erasing import Eraser
+from memory.sessions.documents import SessionDocuments
+from memory.sessions.lifetime import ended, session_expiry, title_of
+from memory.stores.base import TurnStore
+
+EXPIRED_PAGE = 20
+
+
+class Memories(NamedTuple):
+    """`items` best (with a query) or newest first; `degraded` says what the search lacked."""
+
+    items: list[Recollection]
+    degraded: tuple[str, ...]
+
+
+async def living(store: TurnStore, session: Session, moment: datetime) -> Session | None:
+    """The session without its messages that have expired by `moment`, be they swept or not; None
+    if those are all. A title that was taken from one of them is taken anew."""
+    if session.summary.expires_at <= moment:
+        hidden = msgspec.structs.replace(session.summary, text="", tokens=0)
+        session = msgspec.structs.replace(session, summary=hidden)
+    title, after = session.title, session.first_seq - 1
+    while turns := await store.range(session.key, after=after, limit=EXPIRED_PAGE):
+        for turn in turns:
+            if turn.expires_at > moment:
+                return msgspec.structs.replace(
+                    session, first_seq=turn.seq, title=title or title_of(turn)
+                )
+            if title == title_of(turn):
+                title = ""
+        after = turns[-1].last_seq
+    return None
+
+
+class History:
+    def __init__(
+        self,
+        *,
+        store: TurnStore,
+        recall: Recall,
+        sessions: SessionDocuments,
+        erasing: Eraser,
+        config: MemoryConfig,
+    ) -> None:
+        self._store = store
+        self._recall = recall
+        self._sessions = sessions
+        self._erasing = erasing
+        self._config = config
+
+    async def turn(self, user: User, turn_id: str) -> Turn:
+        """The whole turn. Raises NotFound, also for another user's and for recorded messages."""
+        if not turn_id.startswith(f"{user.key}."):
+            raise NotFound("turn")
+        turn = await self._store.turn(turn_id, now=now())
+        if turn is None or turn.user is None or turn.assistant is None:
+            raise NotFound("turn")
+        if not await self._of_living_sessions([turn]):
+            raise NotFound("turn")
+        return turn
+
+    async def settled_turn(self, user: User, turn: Turn) -> Turn:
+        """A turn that does not run in this process, as it is now: one whose writer is gone is
+        interrupted by this. Raises NotFound, StoreUnavailable."""
+        if turn.status == "running" and lease_is_over(turn):
+            await self._store.save(interrupted(turn))
+            turn = await self.turn(user, turn.id)
+        return turn
+
+    async def _of_living_sessions(self, turns: Collection[Turn]) -> list[Turn]:
+        return await of_living_sessions(
+            turns, store=self._store, moment=now(), ttl=self._config.ttl
+        )
+
+    async def messages(
+        self, user: User, session_id: str, *, before: int | None, limit: int
+    ) -> tuple[list[Message], int | None]:
+        """The newest page before `before`, oldest first in it, and the next page's `before`.
+
+        Raises NotFound for a session that does not exist.
+        """
+        session = await self.session(user, session_id)
+        turns = await self._store.history(
+            session.key, now=now(), before=before, first=session.first_seq, limit=limit + 1
+        )
+        found = [m for turn in reversed(turns) for m in turn.messages]
+        found = [m for m in found if before is None or m.seq < before]
+        page = found[-limit:]
+        more = len(found) > limit or len(turns) > limit
+        return page, page[0].seq if more and page else None
+
+    async def session(self, user: User, session_id: str) -> Session:
+        """The session, repaired from its turns. Raises NotFound."""
+        key = session_key(user.key, session_id)
+        session = await self._sessions.session(key)
+        lives = await self._living(session) if session is not None else None
+        if lives is None:
+            raise NotFound("session")
+        return lives
+
+    async def sessions(
+        self, user: User, *, before: tuple[datetime, str] | None, limit: int
+    ) -> tuple[list[Session], tuple[datetime, str] | None]:
+        """A page by last activity, newest first, and the next page's `before`."""
+        await self._sessions.refresh(user.key)
+        found = await self._store.sessions(user.key, before=before, limit=limit + 1)
+        last = found[limit - 1] if len(found) > limit else None
+        page = [lives for session in found[:limit] if (lives := await self._living(session))]
+        return page, (last.updated_at, last.key) if last else None
+
+    async def _living(self, session: Session) -> Session | None:
+        """The session as its living messages have it; None without any, or when it has ended."""
+        moment = now()
+        if ended(session, None, moment, self._config.ttl.session):
+            return None
+        return await living(self._store, session, moment)
+
+    async def change(self, user: User, session_id: str, changes: Mapping[str, Any]) -> Session:
+        """Set `title`, `metadata`, `ttl_seconds`. Raises NotFound."""
+        session = await self.session(user, session_id)
+        values = dict(changes)
+        if "ttl_seconds" in values:
+            changed = msgspec.structs.replace(session, ttl_seconds=values["ttl_seconds"])
+            values["expires_at"] = session_expiry(
+                changed, session.updated_at, self._config.ttl.session
+            )
+        await self._store.change_session(session.key, values)
+        return await self.session(user, session_id)
+
+    async def delete_session(self, user: User, session_id: str) -> int:
+        """Erase a session with everything that came from it; returns its turns. NotFound."""
+        session = await self.session(user, session_id)
+        return await self._erasing.erase_session(session.key)
+
+    async def memories(
+        self,
+        user: User,
+        *,
+        query: str | None,
+        limit: int,
+        session_id: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        role: Role | None = None,
+    ) -> Memories:
+        """Messages by meaning and words, or without a query simply the newest."""
+        key = session_key(user.key, session_id) if session_id else None
+
+        def wanted(message: Message) -> bool:
+            return (
+                bool(message.content)
+                and (role is None or message.role == role)
+                and (since is None or message.created_at >= since)
+                and (until is None or message.created_at < until)
+            )
+
+        if query is None:
+            return Memories(await self._newest(user, key, wanted, limit, since, until), ())
+        ranked = await self._recall.search(query, user=user.key, now=now(), session=key)
+        recalled = await hydrate(
+            ranked,
+            store=self._store,
+            user=user.key,
+            budget_tokens=10**9,
+            ttl=self._config.ttl,
+        )
+        best: dict[str, Recollection] = {}
+        for item in recalled.items:
+            if wanted(item.message):
+                best.setdefault(item.message.id, item)
+        return Memories(list(best.values())[:limit], ranked.degraded)
+
+    async def _newest(
+        self,
+        user: User,
+        key: str | None,
+        wanted: Callable[[Message], bool],
+        limit: int,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> list[Recollection]:
+        found: list[Recollection] = []
+        before: tuple[datetime, str] | None = None
+        while len(found) < limit:
+            turns = await self._store.user_turns(
+                user.key,
+                now=now(),
+                limit=limit,
+                session_key=key,
+                since=since,
+                until=until,
+                before=before,
+            )
+            for turn in await self._of_living_sessions(turns):
+                found += [
+                    Recollection(
+                        message=message,
+                        session_id=turn.session_id,
+                        passage=0,
+                        score=0.0,
+                        dense_rank=None,
+                        lexical_rank=None,
+                    )
+                    for message in reversed(turn.messages)
+                    if wanted(message)
+                ]
+            if len(turns) < limit:
+                break
+            before = (turns[-1].created_at, turns[-1].id)
+        return found[:limit]

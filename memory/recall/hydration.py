@@ -1,0 +1,104 @@
+"""What the index found is read again from the store: owner, expiry and text come from there.
+
+A stale or hostile index can cost recall; it cannot show another user's text, nor bring back
+what was erased or has expired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+from memory.config import TtlConfig
+from memory.models import Message, Recalled, Recollection, Turn, now, turn_of
+from memory.recall.fusion import Candidate
+from memory.recall.search import Ranked
+from memory.sessions.lifetime import ended
+from memory.stores.base import TurnStore
+from memory.text.passages import cut
+
+# How many tokens of candidates are read for each token of budget: some are refused, some do not
+# fit where a shorter one does.
+SLACK = 1.5
+LINE_TOKENS = 4
+MAX_TURNS = 400
+
+
+async def hydrate(
+    ranked: Ranked,
+    *,
+    store: TurnStore,
+    user: str,
+    budget_tokens: int,
+    ttl: TtlConfig,
+    inside: frozenset[str] = frozenset(),
+) -> Recalled:
+    """The best candidates as recollections with the store's own text, without the messages that
+    are `inside` the window. Raises StoreUnavailable."""
+    outside = [c for c in ranked.candidates if c.payload["message"] not in inside]
+    chosen = _enough(outside, budget_tokens * SLACK)
+    moment = now()
+    ids = list({turn_of(c.payload["message"]): None for c in chosen})
+    turns = await store.turns(ids, now=moment) if ids else {}
+    living = await of_living_sessions(turns.values(), store=store, moment=moment, ttl=ttl)
+    turns = {turn.id: turn for turn in living}
+    items, gone = [], 0
+    for candidate in chosen:
+        turn = turns.get(turn_of(candidate.payload["message"]))
+        message = _message(turn, candidate, user)
+        if turn is None or message is None:
+            gone += 1
+            continue
+        items.append(
+            Recollection(
+                message=message,
+                session_id=turn.session_id,
+                passage=candidate.payload["passage"],
+                score=candidate.score,
+                dense_rank=candidate.dense_rank,
+                lexical_rank=candidate.lexical_rank,
+            )
+        )
+    in_window = len(inside & {c.payload["message"] for c in ranked.candidates})
+    return Recalled(tuple(items), gone, in_window, ranked.degraded)
+
+
+async def of_living_sessions(
+    turns: Collection[Turn], *, store: TurnStore, moment: datetime, ttl: TtlConfig
+) -> list[Turn]:
+    """These turns without those that ended with their sessions (`ttl.memory = "session"`)."""
+    if ttl.memory != "session":
+        return list(turns)
+    newest = {turn.session_key: turn for turn in sorted(turns, key=lambda turn: turn.seq)}
+    begins: dict[str, float] = {}
+    for key, last in newest.items():
+        session = await store.session(key)
+        if session is not None:
+            over = ended(session, last, moment, ttl.session)
+            begins[key] = math.inf if over else session.first_seq
+    return [turn for turn in turns if turn.seq >= begins.get(turn.session_key, 0)]
+
+
+def _message(turn: Turn | None, candidate: Candidate, user: str) -> Message | None:
+    if turn is None or turn.user_key != user:
+        return None
+    for message in turn.messages:
+        if message.id == candidate.payload["message"]:
+            fits = 0 <= candidate.payload["passage"] < len(cut(message.content))
+            return message if message.content and fits else None
+    return None
+
+
+def _enough(candidates: Iterable[Candidate], tokens: float) -> list[Candidate]:
+    """The best candidates whose texts fill `tokens`."""
+    chosen: list[Candidate] = []
+    turns: set[str] = set()
+    filled = 0.0
+    for candidate in candidates:
+        turns.add(turn_of(candidate.payload["message"]))
+        if filled > tokens or len(turns) > MAX_TURNS:
+            break
+        chosen.append(candidate)
+        filled += candidate.payload["tokens"] + LINE_TOKENS
+    return chosen

@@ -1,0 +1,117 @@
+"""Takes a session out of every place it has reached. Each step can be repeated after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import timedelta
+
+from memory.errors import EraseUnfinished, IndexUnavailable
+from memory.indexes.base import VectorIndex
+from memory.locks import SessionLocks
+from memory.log.session_lease import last_seq
+from memory.models import Session, now
+from memory.projections.projector import Projector
+from memory.sessions.lifetime import begun_anew, new_session
+from memory.stores.base import TurnStore
+
+# A batch of another worker's projection is over by then, if that worker lives.
+CLAIM_SECONDS = 5.0
+POLL_SECONDS = 0.05
+
+
+class Eraser:
+    def __init__(
+        self,
+        *,
+        store: TurnStore,
+        index: VectorIndex | None,
+        projector: Projector,
+        locks: SessionLocks,
+    ) -> None:
+        self._store = store
+        self._index = index
+        self._projector = projector
+        self._locks = locks
+        self._worker = secrets.token_hex(8)
+
+    async def erase_session(self, key: str, *, through: int | None = None) -> int:
+        """Delete turns, segments, points, then the document; returns the number of turns.
+
+        Only what has been said so far (or up to the seq `through`): the document is marked first,
+        and a new life begins behind it. So all is hidden at once, what is said next is kept
+        whenever the rest is done, and after a crash, or while the index is away
+        (EraseUnfinished), the sweeper comes again.
+        """
+        async with self._locks.of(key):
+            loaded = await self._store.load(key, limit=1)
+            session, turns = loaded
+            if session is None:
+                if not turns:
+                    return 0
+                session = new_session(turns[0].user_key, turns[0].session_id, now())
+                await self._store.put_session(session)
+            if through is None:
+                through = last_seq(loaded)
+            fresh = begun_anew(session, through)
+            await self._store.change_session(
+                key,
+                {
+                    "erasing": True,
+                    "title": "",
+                    "created_at": now(),
+                    "first_seq": fresh.first_seq,
+                    "last_seq": fresh.last_seq,
+                    "summary": fresh.summary,
+                    "expires_at": fresh.expires_at,
+                    "ttl_seconds": None,
+                    "metadata": {},
+                },
+            )
+            return await self._finish(fresh)
+
+    async def finish(self, key: str) -> int:
+        """What is left of an erase that was begun; returns the number of turns."""
+        async with self._locks.of(key):
+            session = await self._store.session(key)
+            if session is None or not session.erasing:
+                return 0
+            return await self._finish(session)
+
+    async def _finish(self, session: Session) -> int:
+        """Delete what came before `first_seq`. Points of what came after there are none yet: a
+        session that is being erased is not projected.
+
+        The mark stays while another worker may still be writing points of the session.
+        """
+        key = session.key
+        deleted = await self._store.delete_session(key, through=session.first_seq - 1)
+        self._projector.forget(key)
+        alone = await self._is_ours(key)
+        if self._index is not None:
+            try:
+                await self._index.delete_session(user=session.user_key, session=key)
+                await self._index.flush()
+            except IndexUnavailable as error:
+                raise EraseUnfinished(str(error)) from error
+        if alone and not await self._store.forget_session(key):
+            # Points that another worker made of the new life just now are gone too: made again.
+            through = session.first_seq - 1
+            await self._store.change_session(
+                key, {"erasing": False, "lexical_through": through, "dense_through": through}
+            )
+            self._projector.wake(key)
+        if not self._store.exclusive:
+            await self._store.release(key, worker=self._worker)
+        return deleted
+
+    async def _is_ours(self, key: str) -> bool:
+        """Whether no other worker projects this session any more."""
+        if self._store.exclusive:
+            return True
+        until = now() + timedelta(seconds=CLAIM_SECONDS)
+        while now() < until:
+            if await self._store.claim(key, worker=self._worker, until=until, now=now()):
+                return True
+            await asyncio.sleep(POLL_SECONDS)
+        return False

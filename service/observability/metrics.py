@@ -1,0 +1,144 @@
+"""What `GET /metrics` tells Prometheus: counts and times of this service, never who or what.
+
+Several workers share one folder of numbers (`prometheus_client`'s multiprocess mode, which the
+variable PROMETHEUS_MULTIPROC_DIR switches on before the first import): whichever answers a scrape
+tells of all. Nothing here is called once per token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from memory import Strata
+from memory.projections.projector import State
+
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+REFRESH_SECONDS = 1.0
+_WAITS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_TURNS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
+_RECALLS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.5, 1.0)
+_TOKENS = (100, 250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000)
+
+
+class Metrics:
+    """The numbers of one process. Labels are names from the contract, never from a request."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._turns = Counter(
+            "strata_turns", "Turns that ended, by status.", ["status"], registry=registry
+        )
+        self._turn_seconds = Histogram(
+            "strata_turn_seconds", "From the request to the stored answer.",
+            buckets=_TURNS, registry=registry,
+        )  # fmt: skip
+        self._first_token = Histogram(
+            "strata_first_token_seconds", "From the request to the first token.",
+            buckets=_WAITS, registry=registry,
+        )  # fmt: skip
+        self._model_call = Histogram(
+            "strata_model_call_seconds", "From the request to the call of the model.",
+            buckets=_WAITS, registry=registry,
+        )  # fmt: skip
+        self._context = Histogram(
+            "strata_context_tokens", "Tokens of the contexts sent.",
+            buckets=_TOKENS, registry=registry,
+        )  # fmt: skip
+        self._degraded = Counter(
+            "strata_degraded", "Contexts that lacked a part, by part.", ["part"],
+            registry=registry,
+        )  # fmt: skip
+        self._recall = Histogram(
+            "strata_recall_seconds", "What recall took, failed or not.",
+            buckets=_RECALLS, registry=registry,
+        )  # fmt: skip
+        self._streams = Gauge(
+            "strata_open_streams", "Answers that are being produced.",
+            registry=registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self._breakers = Gauge(
+            "strata_breakers_open", "Processes that do without a part that keeps failing.",
+            ["part"], registry=registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+
+    def turn_ended(self, status: str, seconds: float) -> None:
+        """`seconds` since the request came."""
+        self._turns.labels(status).inc()
+        self._turn_seconds.observe(seconds)
+
+    def model_called(
+        self, elapsed_seconds: float, *, context_tokens: int, degraded: Sequence[str]
+    ) -> None:
+        self._model_call.observe(elapsed_seconds)
+        self._context.observe(context_tokens)
+        for part in degraded:
+            self._degraded.labels(part).inc()
+
+    def first_token(self, seconds: float) -> None:
+        """`seconds` since the request came."""
+        self._first_token.observe(seconds)
+
+    def recalled(self, seconds: float) -> None:
+        self._recall.observe(seconds)
+
+    def refresh(self, *, open_streams: int, strata: Strata) -> None:
+        """The numbers that are states."""
+        self._streams.set(open_streams)
+        parts = {"recall": strata.recall.breaker, "summary": strata.summaries.breaker}
+        for part, breaker in parts.items():
+            self._breakers.labels(part).set(breaker.state != "closed")
+
+    async def keep_fresh(self, *, open_streams: Callable[[], int], strata: Strata) -> None:
+        """Until cancelled: what other workers tell of this one is at most so old."""
+        while True:
+            self.refresh(open_streams=open_streams(), strata=strata)
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    def text(self, projection: State | None) -> bytes:
+        """The exposition, of all workers; `projection` is one for all of them."""
+        registry = self._registry
+        if os.environ.get(SHARED_FOLDER):
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        found = CollectorRegistry()
+        found.register(_Joined([*registry.collect(), *_of_projection(projection)]))
+        return generate_latest(found)
+
+
+class _Joined:
+    """What was collected, as a collector again."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._metrics)
+
+
+def _of_projection(state: State | None) -> list[Metric]:
+    if state is None:  # the store is away: better no number than a wrong one
+        return []
+    return [
+        GaugeMetricFamily(
+            "strata_projection_behind_sessions", "Sessions with news to project.", state.behind
+        ),
+        GaugeMetricFamily(
+            "strata_projection_lag_seconds", "Age of the oldest turn to project.", state.lag_seconds
+        ),
+        GaugeMetricFamily(
+            "strata_projection_poisoned_messages", "Messages that were set aside.", state.poisoned
+        ),
+    ]

@@ -1,0 +1,53 @@
+"""The documents of the log: what they hold when they are written."""
+
+from __future__ import annotations
+
+from memory import Incoming, User
+from memory.log.transitions import answered, interrupted, recorded_turn, recounted, running_turn
+from memory.tokens import EstimatedCounter, TiktokenCounter
+
+ANNA = User("acme", "anna")
+TEXT = "Grüße an die Familie 👩‍👩‍👧‍👦"
+
+
+def test_an_accepted_turn_holds_its_question_and_an_empty_running_answer() -> None:
+    counter = EstimatedCounter()
+    turn = running_turn(
+        ANNA, "s", 7, TEXT, ttl=60.0, lease_seconds=10.0, counter=counter, metadata=None
+    )
+    assert turn.user is not None
+    assert turn.assistant is not None
+    assert (turn.seq, turn.last_seq, turn.status) == (7, 8, "running")
+    assert (turn.user.content, turn.user.status) == (TEXT, "done")
+    assert (turn.assistant.content, turn.assistant.status) == ("", "running")
+    assert (turn.expires_at - turn.recorded_at).total_seconds() == 60
+    again = running_turn(
+        ANNA, "s", 7, TEXT, ttl=60.0, lease_seconds=10.0, counter=counter, metadata=None
+    )
+    assert again.id == turn.id
+    assert again.token != turn.token, "the token tells the writers apart"
+
+
+def test_an_interrupted_turn_keeps_what_was_answered() -> None:
+    counter = EstimatedCounter()
+    turn = running_turn(
+        ANNA, "s", 1, TEXT, ttl="never", lease_seconds=10.0, counter=counter, metadata=None
+    )
+    partial = answered(turn, "so far", status="running", message_status="running", counter=counter)
+    ended = interrupted(partial)
+    assert ended.assistant is not None
+    assert (ended.status, ended.assistant.status) == ("interrupted", "interrupted")
+    assert ended.assistant.content == "so far"
+
+
+def test_tokens_of_another_counter_are_counted_anew(counter: TiktokenCounter) -> None:
+    estimate = EstimatedCounter()
+    turn = recorded_turn(
+        ANNA, "s", 1, Incoming(role="user", content=TEXT), ttl="never", counter=estimate
+    )
+    assert turn.user is not None
+    assert recounted(turn, estimate) is turn
+    exact = recounted(turn, counter)
+    assert exact.user is not None
+    assert exact.user.tokens == counter.count(TEXT) != turn.user.tokens
+    assert recounted(exact, counter) is exact

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from memory.projections.projector import State
+from service.observability.metrics import Metrics
+
+
+def samples(metrics: Metrics, projection: State | None = None) -> dict[str, float]:
+    return {
+        sample.name + "".join(f",{k}={v}" for k, v in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.text(projection).decode())
+        for sample in family.samples
+    }
+
+
+def test_what_is_told_is_counted() -> None:
+    metrics = Metrics()
+    for status in ("done", "done", "failed"):
+        metrics.turn_ended(status, 0.3)
+    metrics.model_called(0.02, context_tokens=900, degraded=("recall", "summary"))
+    metrics.model_called(0.02, context_tokens=100, degraded=())
+    metrics.first_token(0.2)
+    metrics.recalled(0.004)
+    found = samples(metrics)
+    assert found["strata_turns_total,status=done"] == 2
+    assert found["strata_turns_total,status=failed"] == 1
+    assert found["strata_turn_seconds_count"] == 3
+    assert found["strata_context_tokens_sum"] == 1000
+    assert found["strata_degraded_total,part=recall"] == 1
+    assert found["strata_degraded_total,part=summary"] == 1
+    assert found["strata_first_token_seconds_bucket,le=0.2"] == 1
+    assert found["strata_recall_seconds_bucket,le=0.002"] == 0
+    assert found["strata_recall_seconds_bucket,le=0.005"] == 1
+
+
+def test_without_the_store_nothing_is_said_of_the_projection() -> None:
+    assert not any("projection" in name for name in samples(Metrics()))
+    found = samples(Metrics(), State(behind=2, lag_seconds=1.5, poisoned=3))
+    assert found["strata_projection_behind_sessions"] == 2
+    assert found["strata_projection_lag_seconds"] == 1.5
+    assert found["strata_projection_poisoned_messages"] == 3
+
+
+def test_two_of_them_in_one_process_know_nothing_of_each_other() -> None:
+    one, two = Metrics(), Metrics()
+    one.turn_ended("done", 0.1)
+    assert "strata_turns_total,status=done" not in samples(two)
