@@ -6,4 +6,4 @@ from memory.models import User
 from memory.strata import Strata, open_memory
 from memory.turn_request import TurnRequest
 
-__all__ = ["TurnRequest", "Incoming", "MemoryConfig", "Strata", "User", "open_memory"]
+__all__ = ["Incoming", "MemoryConfig", "Strata", "TurnRequest", "User", "open_memory"]

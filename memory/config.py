@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 
@@ -163,3 +163,14 @@ class MemoryConfig(Group):
     projector: ProjectorConfig = ProjectorConfig()
     session: SessionConfig = SessionConfig()
     limits: LimitsConfig = LimitsConfig()
+
+
+ConfigT = TypeVar("ConfigT", bound=MemoryConfig)
+
+
+class ConfigSource(Generic[ConfigT]):
+    """The configuration that counts now. Whoever works with it reads `current` once for each turn
+    (or sweep, or batch) and keeps to that value, so that a change never meets half a turn."""
+
+    def __init__(self, config: ConfigT) -> None:
+        self.current = config

@@ -12,13 +12,13 @@ from memory.config import MemoryConfig
 from memory.errors import NotFound
 from memory.log.session_lease import lease_is_over
 from memory.log.transitions import interrupted
-from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
+from memory.models import Message, Recollection, Role, Session, Turn, TurnId, User, now, session_key
 from memory.recall.hydration import hydrate, of_living_sessions
 from memory.recall.search import Recall
 from memory.retention.erasing import Eraser
 from memory.sessions.documents import SessionDocuments
 from memory.sessions.lifetime import ended, session_expiry, title_of
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 
 EXPIRED_PAGE = 20
 
@@ -30,14 +30,14 @@ class Memories(NamedTuple):
     degraded: tuple[str, ...]
 
 
-async def living(store: TurnStore, session: Session, moment: datetime) -> Session | None:
+async def living(store: Store, session: Session, moment: datetime) -> Session | None:
     """The session without its messages that have expired by `moment`, be they swept or not; None
     if those are all. A title that was taken from one of them is taken anew."""
     if session.summary.expires_at <= moment:
         hidden = msgspec.structs.replace(session.summary, text="", tokens=0)
         session = msgspec.structs.replace(session, summary=hidden)
     title, after = session.title, session.first_seq - 1
-    while turns := await store.range(session.key, after=after, limit=EXPIRED_PAGE):
+    while turns := await store.turns.range(session.key, after=after, limit=EXPIRED_PAGE):
         for turn in turns:
             if turn.expires_at > moment:
                 return msgspec.structs.replace(
@@ -53,7 +53,7 @@ class History:
     def __init__(
         self,
         *,
-        store: TurnStore,
+        store: Store,
         recall: Recall,
         sessions: SessionDocuments,
         erasing: Eraser,
@@ -65,11 +65,11 @@ class History:
         self._erasing = erasing
         self._config = config
 
-    async def turn(self, user: User, turn_id: str) -> Turn:
+    async def turn(self, user: User, turn_id: TurnId) -> Turn:
         """The whole turn. Raises NotFound, also for another user's and for recorded messages."""
         if not turn_id.startswith(f"{user.key}."):
             raise NotFound("turn")
-        turn = await self._store.turn(turn_id, now=now())
+        turn = await self._store.turns.get(turn_id, now=now())
         if turn is None or turn.user is None or turn.assistant is None:
             raise NotFound("turn")
         if not await self._of_living_sessions([turn]):
@@ -80,7 +80,7 @@ class History:
         """A turn that does not run in this process, as it is now: one whose writer is gone is
         interrupted by this. Raises NotFound, StoreUnavailable."""
         if turn.status == "running" and lease_is_over(turn):
-            await self._store.save(interrupted(turn))
+            await self._store.turns.save(interrupted(turn))
             turn = await self.turn(user, turn.id)
         return turn
 
@@ -97,7 +97,7 @@ class History:
         Raises NotFound for a session that does not exist.
         """
         session = await self.session(user, session_id)
-        turns = await self._store.history(
+        turns = await self._store.turns.history(
             session.key, now=now(), before=before, first=session.first_seq, limit=limit + 1
         )
         found = [m for turn in reversed(turns) for m in turn.messages]
@@ -120,7 +120,7 @@ class History:
     ) -> tuple[list[Session], tuple[datetime, str] | None]:
         """A page by last activity, newest first, and the next page's `before`."""
         await self._sessions.refresh(user.key)
-        found = await self._store.sessions(user.key, before=before, limit=limit + 1)
+        found = await self._store.sessions.page(user.key, before=before, limit=limit + 1)
         last = found[limit - 1] if len(found) > limit else None
         page = [lives for session in found[:limit] if (lives := await self._living(session))]
         return page, (last.updated_at, last.key) if last else None
@@ -141,7 +141,7 @@ class History:
             values["expires_at"] = session_expiry(
                 changed, session.updated_at, self._config.ttl.session
             )
-        await self._store.change_session(session.key, values)
+        await self._store.sessions.change(session.key, values)
         return await self.session(user, session_id)
 
     async def delete_session(self, user: User, session_id: str) -> int:
@@ -199,7 +199,7 @@ class History:
         found: list[Recollection] = []
         before: tuple[datetime, str] | None = None
         while len(found) < limit:
-            turns = await self._store.user_turns(
+            turns = await self._store.turns.of_user(
                 user.key,
                 now=now(),
                 limit=limit,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
+from memory.models import SessionKey
+
 
 class SessionLocks:
     """Held while a session's projections are changed; who erases it takes it too."""
@@ -12,7 +14,7 @@ class SessionLocks:
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    def of(self, key: str) -> asyncio.Lock:
+    def of(self, key: SessionKey) -> asyncio.Lock:
         lock = self._locks.get(key)
         if lock is None:
             lock = self._locks[key] = asyncio.Lock()

@@ -9,9 +9,16 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NewType
 
 import msgspec
+
+from memory.receipt import Receipt
+
+UserKey = NewType("UserKey", str)
+SessionKey = NewType("SessionKey", str)
+TurnId = NewType("TurnId", str)
+MessageId = NewType("MessageId", str)
 
 Role = Literal["user", "assistant"]
 MessageStatus = Literal["running", "done", "partial", "interrupted", "failed", "forgotten"]
@@ -31,27 +38,27 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def user_key(tenant: str, user: str) -> str:
+def user_key(tenant: str, user: str) -> UserKey:
     """32 hex digits that stand for one user of one tenant in every store."""
-    return _digest(f"{len(tenant)}\0{tenant}\0{user}")  # no other pair reads the same
+    return UserKey(_digest(f"{len(tenant)}\0{tenant}\0{user}"))  # no other pair reads the same
 
 
-def session_key(user: str, session_id: str) -> str:
-    return f"{user}.{_digest(session_id)}"
+def session_key(user: UserKey, session_id: str) -> SessionKey:
+    return SessionKey(f"{user}.{_digest(session_id)}")
 
 
-def turn_id(session: str, seq: int) -> str:
-    return f"{session}:{seq:010d}"
+def turn_id(session: SessionKey, seq: int) -> TurnId:
+    return TurnId(f"{session}:{seq:010d}")
 
 
-def keyless(turn: str) -> str:
+def keyless(turn: TurnId) -> str:
     """What stands in the unique index for a turn without a client's key."""
     return f"t{turn}"
 
 
-def turn_of(message_id: str) -> str:
+def turn_of(message_id: MessageId) -> TurnId:
     """The id of the document that holds this message."""
-    return message_id.rpartition(".")[0]
+    return TurnId(message_id.rpartition(".")[0])
 
 
 class User(msgspec.Struct, frozen=True):
@@ -59,16 +66,16 @@ class User(msgspec.Struct, frozen=True):
 
     tenant: str
     name: str
+    key: UserKey = UserKey("")  # derived once: it is asked for many times a turn
 
-    @property
-    def key(self) -> str:
-        return user_key(self.tenant, self.name)
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "key", user_key(self.tenant, self.name))
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One utterance. `tokens` counts `content` alone; times are UTC."""
 
-    id: str
+    id: MessageId
     seq: int
     role: Role
     content: str
@@ -78,90 +85,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     recorded_at: datetime
     client_id: str | None = None
     speaker: str | None = None
-    turn_id: str | None = None
-
-
-class LayerTokens(msgspec.Struct, frozen=True):
-    tokens: int = 0
-
-
-class SummaryLayer(msgspec.Struct, frozen=True):
-    tokens: int = 0
-    version: int = 0
-    covers_through: int = 0
-    retired: int = 0
-
-
-class WindowLayer(msgspec.Struct, frozen=True):
-    tokens: int = 0
-    messages: int = 0
-    first_seq: int | None = None
-    last_seq: int | None = None
-
-
-class RecallItem(msgspec.Struct, frozen=True, kw_only=True):
-    message_id: str
-    session_id: str
-    seq: int
-    score: float
-    dense_rank: int | None
-    lexical_rank: int | None
-
-
-class RecallLayer(msgspec.Struct, frozen=True):
-    tokens: int = 0
-    items: tuple[RecallItem, ...] = ()
-
-
-class Layers(msgspec.Struct, frozen=True, kw_only=True):
-    system: LayerTokens = LayerTokens()
-    facts: LayerTokens = LayerTokens()
-    summary: SummaryLayer = SummaryLayer()
-    window: WindowLayer = WindowLayer()
-    recall: RecallLayer = RecallLayer()
-    question: LayerTokens = LayerTokens()
-
-
-class Dropped(msgspec.Struct, frozen=True):
-    """`count` messages (statements, for the summary) of `layer` that were left out, and why."""
-
-    layer: str
-    reason: str
-    count: int
-
-
-class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """The account of a context. The layers' tokens add up to `used_tokens` ≤ `budget_tokens`."""
-
-    budget_tokens: int
-    used_tokens: int
-    estimated: bool
-    layers: Layers
-    dropped: tuple[Dropped, ...]
-    degraded: tuple[str, ...]
-    prefix_hash: str
-    stable_prefix_tokens: int
-
-
-class ChatMessage(msgspec.Struct, frozen=True):
-    """One message as the model receives it."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-class Context(msgspec.Struct, frozen=True, kw_only=True):
-    """What is sent to the model, and its account.
-
-    `prefix_marks` are the hashes after each stable part of the prompt; the next turn compares
-    its own with them to tell how many leading tokens a provider's cache can reuse.
-    `recall_block` is the fenced text of recall as it stands in the last message.
-    """
-
-    messages: tuple[ChatMessage, ...]
-    receipt: Receipt
-    prefix_marks: tuple[str, ...]
-    recall_block: str
+    turn_id: TurnId | None = None
 
 
 class TurnError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -178,9 +102,9 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     the turn over. `pending` = some projection has not seen it yet.
     """
 
-    id: str
-    user_key: str
-    session_key: str
+    id: TurnId
+    user_key: UserKey
+    session_key: SessionKey
     session_id: str
     seq: int
     last_seq: int
@@ -216,7 +140,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """What one fold took out of messages `first_seq`…`last_seq`, for the life of its session that
     began at `begun`."""
 
-    session_key: str
+    session_key: SessionKey
     first_seq: int
     last_seq: int
     text: str
@@ -245,8 +169,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 class Session(msgspec.Struct, frozen=True, kw_only=True):
     """Settings and watermarks of one conversation; everything else in it is derived."""
 
-    key: str
-    user_key: str
+    key: SessionKey
+    user_key: UserKey
     session_id: str
     title: str
     created_at: datetime

@@ -24,19 +24,12 @@ from memory.log.transitions import (
     answered,
     running_turn,
 )
-from memory.models import (
-    Context,
-    MessageStatus,
-    Turn,
-    TurnError,
-    TurnStatus,
-    User,
-    now,
-)
+from memory.models import MessageStatus, Turn, TurnError, TurnStatus, User, now
 from memory.open_turn import OpenTurn
 from memory.recall.search import Recall
+from memory.receipt import Context
 from memory.sessions.lifetime import expiry_of, session_expiry
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.tokens import TokenCounter
 from memory.turn_request import TurnRequest
 
@@ -47,7 +40,7 @@ class Memory:
     def __init__(
         self,
         *,
-        store: TurnStore,
+        store: Store,
         recall: Recall,
         counter: TokenCounter,
         config: MemoryConfig,
@@ -255,8 +248,8 @@ class Memory:
             counter=self.counter,
             **changes,
         )
-        if not await self._store.save(turn):
-            raise TurnLost(erased=await self._store.turn(turn.id, now=now()) is None)
+        if not await self._store.turns.save(turn):
+            raise TurnLost(erased=await self._store.turns.get(turn.id, now=now()) is None)
         return turn
 
     async def record(self, user: User, session_id: str, messages: Sequence[Incoming]) -> Recorded:

@@ -24,7 +24,7 @@ from memory.recall.search import Recall
 from memory.retention.erasing import Eraser
 from memory.retention.sweeper import Sweeper
 from memory.sessions.documents import SessionDocuments
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.summary.rolling import RollingSummary
 from memory.summary.summarizer import Summarizer
 from memory.tokens import TokenCounter, load_counter
@@ -38,7 +38,7 @@ class Strata:
 
     memory: Memory
     history: History
-    store: TurnStore
+    store: Store
     index: VectorIndex | None
     model: DenseModel
     counter: TokenCounter
@@ -62,7 +62,7 @@ def file_path(url: str, scheme: str) -> Path | None:
     return Path(url[len(prefix) :]) if url.startswith(prefix) and url != prefix else None
 
 
-def make_store(config: MemoryConfig) -> TurnStore:
+def make_store(config: MemoryConfig) -> Store:
     url, timeout = config.store.url, config.store.timeout
     if path := file_path(url, "sqlite"):
         from memory.stores.sqlite.store import SqliteStore
@@ -110,7 +110,7 @@ def make_index(config: MemoryConfig) -> VectorIndex | None:
 def put_together(
     config: MemoryConfig,
     *,
-    store: TurnStore,
+    store: Store,
     index: VectorIndex | None,
     model: DenseModel,
     counter: TokenCounter,
@@ -197,11 +197,11 @@ async def open_memory(
         raise StoreUnavailable(f"{error} (see store.url)") from error
     tasks: list[asyncio.Task[None]] = []
     try:
-        interrupted = await store.interrupt_running()
+        interrupted = await store.turns.interrupt_running()
         if interrupted:
             log.warning("turns.interrupted", count=interrupted)
         if index is not None and await _opened(index):
-            await store.unsettle()
+            await store.work.mark_all_pending()
         jobs: list[Coroutine[Any, Any, None]] = [_load_model(strata)]
         if background:
             jobs += [strata.projector.run(), strata.summaries.run(), strata.sweeper.run()]
@@ -237,7 +237,7 @@ async def _load_model(strata: Strata) -> None:
             fresh = await index.use_model(model.identity, model.dimensions)
             # First, so that no watermark of the old model is committed over the reset.
             strata.projector.model_ready(reset=fresh)
-            await strata.store.unsettle_dense(reset=fresh)
+            await strata.store.work.mark_dense_pending(reset=fresh)
             strata.projector.model_ready(reset=fresh)
     except StrataError as error:
         model.state, model.reason = "failed", str(error)

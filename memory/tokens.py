@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from memory.models import ChatMessage
+from memory.receipt import ChatMessage
 
 if TYPE_CHECKING:
     import tiktoken

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory.config import BudgetConfig
-from memory.models import RecallScope, User, session_key
+from memory.models import RecallScope, SessionKey, User, session_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,5 +24,5 @@ class TurnRequest:
     body_hash: str = ""
 
     @property
-    def key(self) -> str:
+    def key(self) -> SessionKey:
         return session_key(self.user.key, self.session_id)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from memory.models import ChatMessage, Message, Turn
+from memory.models import Message, Turn
+from memory.receipt import ChatMessage
 from memory.tokens import MESSAGE_OVERHEAD_TOKENS, TokenCounter, cut_middle
 
 EARLIER = "(earlier)"

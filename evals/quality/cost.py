@@ -21,7 +21,7 @@ from evals.reporting.progress import Tell
 from evals.sandbox import TENANT, embedding_of, sandbox
 from memory import Incoming, MemoryConfig, Strata, TurnRequest, User
 from memory.interchange.conversations import Conversation, SourceSession
-from memory.models import Receipt
+from memory.receipt import Receipt
 from memory.tokens import MESSAGE_OVERHEAD_TOKENS, TokenCounter
 from memory.window import JOIN
 

@@ -36,7 +36,7 @@ from memory.indexes.base import Payload, Point, VectorIndex
 from memory.log.transitions import Incoming, recorded_turn
 from memory.models import Turn, now, session_key, turn_id
 from memory.sessions.lifetime import new_session
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.strata import make_index, make_store
 from memory.tokens import EstimatedCounter
 
@@ -139,7 +139,7 @@ async def fill(variant: Variant, *, turns: int, points: int, tell: Callable[[str
     await kept.open()
     try:
         last = _sessions(turns)[-1] if turns else None
-        if last is not None and await kept.session(last) is None:
+        if last is not None and await kept.sessions.get(last) is None:
             await _fill_store(kept, turns, lambda n: tell(f"{variant.name}: {n:,} turns"))
     finally:
         await kept.close()
@@ -172,7 +172,7 @@ def _sessions(turns: int) -> list[str]:
     ]
 
 
-async def _fill_store(store: TurnStore, turns: int, tell: Callable[[int], None]) -> None:
+async def _fill_store(store: Store, turns: int, tell: Callable[[int], None]) -> None:
     texts = user_texts()
     at_once = asyncio.Semaphore(SESSIONS_AT_ONCE)
     filled = 0
@@ -182,10 +182,10 @@ async def _fill_store(store: TurnStore, turns: int, tell: Callable[[int], None])
         async with at_once:
             user, name = User("bench", f"user{n % USERS}"), f"s{n // USERS}"
             size = min(SESSION_TURNS, turns - n * SESSION_TURNS)
-            await store.append(list(_turns(user, name, key, size, texts)))
-            await store.settle(key, through=size)
+            await store.turns.append(list(_turns(user, name, key, size, texts)))
+            await store.work.mark_projected(key, through=size)
             document = new_session(user.key, name, now())
-            await store.put_session(
+            await store.sessions.put(
                 msgspec.structs.replace(
                     document, title=name, last_seq=size, lexical_through=size, dense_through=size
                 )

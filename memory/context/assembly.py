@@ -14,22 +14,20 @@ from typing import NamedTuple
 from memory import window
 from memory.config import BudgetConfig
 from memory.errors import BudgetExceeded
-from memory.models import (
+from memory.models import Recalled, Summary, Turn
+from memory.recall.packing import Packed, pack, quoted
+from memory.receipt import (
     ChatMessage,
     Context,
     Dropped,
     Layers,
     LayerTokens,
-    Recalled,
     RecallItem,
     RecallLayer,
     Receipt,
-    Summary,
     SummaryLayer,
-    Turn,
     WindowLayer,
 )
-from memory.recall.packing import Packed, pack, quoted
 from memory.tokens import (
     MESSAGE_OVERHEAD_TOKENS,
     REPLY_OVERHEAD_TOKENS,

@@ -17,11 +17,12 @@ from memory.config import MemoryConfig
 from memory.context.assembly import Material, assemble, check_question
 from memory.errors import StoreUnavailable
 from memory.log.transitions import recounted
-from memory.models import Context, Recalled, Session, Turn, now
+from memory.models import Recalled, Session, Turn, now
 from memory.recall.hydration import hydrate
 from memory.recall.search import Recall
+from memory.receipt import Context
 from memory.sessions.lifetime import new_session
-from memory.stores.base import Loaded, TurnStore
+from memory.stores.base import LoadedSession, Store
 from memory.tokens import TokenCounter
 from memory.turn_request import TurnRequest
 
@@ -45,7 +46,7 @@ class ContextDraft:
     def is_shown(self) -> bool:
         return self._seen.done()
 
-    def show(self, session: Session, loaded: Loaded, asked: Turn | None = None) -> None:
+    def show(self, session: Session, loaded: LoadedSession, asked: Turn | None = None) -> None:
         """The session as it counts, the newest turns, and the turn that asks, which may be among
         them. Only once."""
         turns = _window_turns(session, loaded)
@@ -62,7 +63,7 @@ class ContextDraft:
 
 class ContextBuilder:
     def __init__(
-        self, *, store: TurnStore, recall: Recall, counter: TokenCounter, config: MemoryConfig
+        self, *, store: Store, recall: Recall, counter: TokenCounter, config: MemoryConfig
     ) -> None:
         self._store = store
         self._recall = recall
@@ -149,7 +150,7 @@ def _first_seq(session: Session) -> int:
     return max(session.first_seq, session.summary.covers_through + 1)
 
 
-def _window_turns(session: Session, loaded: Loaded) -> list[Turn]:
+def _window_turns(session: Session, loaded: LoadedSession) -> list[Turn]:
     """The turns after the summary, oldest first."""
     return [turn for turn in reversed(loaded.turns) if turn.seq >= _first_seq(session)]
 

@@ -12,14 +12,15 @@ from datetime import datetime
 from typing import NamedTuple, Protocol, TypedDict
 
 from memory.embeddings.sparse import SparseVector
+from memory.models import MessageId, SessionKey, UserKey
 
 
 class Payload(TypedDict):
     """Features of a passage; no text, no name, no client's session id (`Document` has those)."""
 
-    user: str
-    session: str
-    message: str
+    user: UserKey
+    session: SessionKey
+    message: MessageId
     role: str
     speakers: list[str]  # hashes of the speaker's name and of its words; empty without a name
     day: int  # proleptic ordinal of the day on which it was said
@@ -31,8 +32,8 @@ class Payload(TypedDict):
 class Features(TypedDict):
     """The part of a payload that ranking needs; by the rest a search only filters."""
 
-    session: str
-    message: str
+    session: SessionKey
+    message: MessageId
     role: str
     speakers: list[str]
     day: int
@@ -92,7 +93,7 @@ class Hits(NamedTuple):
 
 
 class VectorIndex(Protocol):
-    in_process: bool  # its search runs on the event loop
+    embedded: bool  # its search runs on the event loop
 
     async def open(self) -> bool:
         """True when the index is new (or was emptied): everything has to be projected again."""
@@ -116,27 +117,27 @@ class VectorIndex(Protocol):
     async def search(
         self,
         *,
-        user: str,
+        user: UserKey,
         sparse: SparseVector,
         dense: Sequence[float] | None,
         limit: int,
         now: datetime,
-        session: str | None = None,
+        session: SessionKey | None = None,
     ) -> Hits:
         """At most `limit` hits per key; `dense=None` searches by words alone."""
         ...
 
-    async def speakers(self, user: str) -> frozenset[str]:
+    async def speakers(self, user: UserKey) -> frozenset[str]:
         """The hashed speaker names in this user's points (the hundred most frequent)."""
         ...
 
-    async def delete_session(self, *, user: str, session: str) -> None: ...
+    async def delete_session(self, *, user: UserKey, session: SessionKey) -> None: ...
 
-    async def delete_messages(self, *, user: str, messages: Sequence[str]) -> None: ...
+    async def delete_messages(self, *, user: UserKey, messages: Sequence[MessageId]) -> None: ...
 
     async def delete_expired(self, before: datetime) -> None: ...
 
-    async def count(self, user: str | None = None) -> int: ...
+    async def count(self, user: UserKey | None = None) -> int: ...
 
     async def flush(self) -> None:
         """After this everything written so far survives a loss of power."""

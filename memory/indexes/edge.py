@@ -31,6 +31,7 @@ from memory.indexes.base import (
     dense_name,
     features,
 )
+from memory.models import MessageId, SessionKey, UserKey
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ _INDEXED: dict[str, Any] = {
 class EdgeIndex:
     """A `VectorIndex` in the folder `path`."""
 
-    in_process = True
+    embedded = True
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -144,12 +145,12 @@ class EdgeIndex:
     async def search(
         self,
         *,
-        user: str,
+        user: UserKey,
         sparse: SparseVector,
         dense: Sequence[float] | None,
         limit: int,
         now: datetime,
-        session: str | None = None,
+        session: SessionKey | None = None,
     ) -> Hits:
         must: list[Any] = [
             _equals("user", user),
@@ -196,23 +197,23 @@ class EdgeIndex:
                 known[record.id.int] = cast(Features, record.payload)
         return known
 
-    async def speakers(self, user: str) -> frozenset[str]:
+    async def speakers(self, user: UserKey) -> frozenset[str]:
         if user not in self._speakers:
             if len(self._speakers) > KNOWN_USERS:
                 self._speakers.clear()
             self._speakers[user] = self._count_speakers(user)
         return self._speakers[user]
 
-    def _count_speakers(self, user: str) -> frozenset[str]:
+    def _count_speakers(self, user: UserKey) -> frozenset[str]:
         wanted = edge.Filter(must=[_equals("user", user)])
         request = edge.FacetRequest("speakers", limit=MOST_SPEAKERS, filter=wanted)
         return frozenset(hit.value for hit in _guarded(self._shard.facet, request).hits)
 
-    async def delete_session(self, *, user: str, session: str) -> None:
+    async def delete_session(self, *, user: UserKey, session: SessionKey) -> None:
         self._speakers.pop(user, None)
         await self._delete(_equals("user", user), _equals("session", session))
 
-    async def delete_messages(self, *, user: str, messages: Sequence[str]) -> None:
+    async def delete_messages(self, *, user: UserKey, messages: Sequence[MessageId]) -> None:
         self._speakers.pop(user, None)
         if messages:
             any_of = edge.FieldCondition(key="message", match=edge.MatchAny(list(messages)))
@@ -228,7 +229,7 @@ class EdgeIndex:
         operation = edge.UpdateOperation.delete_points_by_filter(edge.Filter(must=list(conditions)))
         await self._on_thread(self._update, operation)
 
-    async def count(self, user: str | None = None) -> int:
+    async def count(self, user: UserKey | None = None) -> int:
         wanted = edge.Filter(must=[_equals("user", user)]) if user else None
         request = edge.CountRequest(filter=wanted, exact=True)
         return int(_guarded(self._shard.count, request))

@@ -25,6 +25,7 @@ from memory.indexes.base import (
     dense_name,
 )
 from memory.indexes.qdrant_collection import SPARSE, Collection
+from memory.models import MessageId, SessionKey, UserKey
 
 if TYPE_CHECKING:
     from qdrant_client import models
@@ -41,7 +42,7 @@ class QdrantIndex:
     its passage, laid out so that langchain-qdrant can open the collection.
     """
 
-    in_process = False
+    embedded = False
 
     def __init__(
         self,
@@ -128,12 +129,12 @@ class QdrantIndex:
     async def search(
         self,
         *,
-        user: str,
+        user: UserKey,
         sparse: SparseVector,
         dense: Sequence[float] | None,
         limit: int,
         now: datetime,
-        session: str | None = None,
+        session: SessionKey | None = None,
     ) -> Hits:
         from qdrant_client import models
 
@@ -166,7 +167,7 @@ class QdrantIndex:
             }
         return Hits(found.get(SPARSE, []), found.get(self._dense or "", []))
 
-    async def speakers(self, user: str) -> frozenset[str]:
+    async def speakers(self, user: UserKey) -> frozenset[str]:
         from qdrant_client import models
 
         until, known = self._speakers.get(user, (0.0, frozenset()))
@@ -186,11 +187,11 @@ class QdrantIndex:
         self._speakers[user] = (time.monotonic() + SPEAKERS_SECONDS, known)
         return known
 
-    async def delete_session(self, *, user: str, session: str) -> None:
+    async def delete_session(self, *, user: UserKey, session: SessionKey) -> None:
         await self._delete(_equals("user", user), _equals("session", session))
         self._speakers.pop(user, None)
 
-    async def delete_messages(self, *, user: str, messages: Sequence[str]) -> None:
+    async def delete_messages(self, *, user: UserKey, messages: Sequence[MessageId]) -> None:
         from qdrant_client import models
 
         for start in range(0, len(messages), BATCH_POINTS):
@@ -214,7 +215,7 @@ class QdrantIndex:
         async with self._collection.answering() as client:
             await client.delete(self._collection.name, chosen, wait=True)
 
-    async def count(self, user: str | None = None) -> int:
+    async def count(self, user: UserKey | None = None) -> int:
         """A user's exactly. All points as the server has them in mind: to count those one by one
         would take it the longer, the more there are, and health checks ask often."""
         from qdrant_client import models

@@ -16,14 +16,14 @@ from memory.log.session_lease import RUN_AGAIN, Opened, Opening
 from memory.log.transitions import begun_again, user_turn_key
 from memory.models import Turn, now
 from memory.recall.hydration import of_living_sessions
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 
 KEPT = timedelta(hours=24)
 RETRY_SECONDS = 1.0
 
 
 class Idempotency:
-    def __init__(self, *, store: TurnStore, opening: Opening, ttl: TtlConfig) -> None:
+    def __init__(self, *, store: Store, opening: Opening, ttl: TtlConfig) -> None:
         self._store = store
         self._opening = opening
         self._ttl = ttl
@@ -32,12 +32,12 @@ class Idempotency:
         """The turn that may have to run again, None for a new key; `gated`: the caller holds the
         gate of its session. Raises Answered, KeyReused, TurnRunning, StoreUnavailable."""
         name = user_turn_key(key)
-        turn = (await self._store.by_idempotency(user, [name])).get(name)
+        turn = (await self._store.turns.by_idempotency(user, [name])).get(name)
         if turn is None:
             return None
         moment = now()
         if turn.recorded_at + KEPT <= moment or turn.expires_at <= moment:
-            await self._store.forget_key(turn)
+            await self._store.turns.forget_key(turn)
             return None
         if turn.body_hash != body_hash:
             raise KeyReused
@@ -46,13 +46,13 @@ class Idempotency:
             if not gated or not self._opening.is_over(turn):
                 raise TurnRunning(turn.id, RETRY_SECONDS)
         elif turn.status not in RUN_AGAIN:
-            whole = await self._store.turn(turn.id, now=moment)
+            whole = await self._store.turns.get(turn.id, now=moment)
             living = await of_living_sessions(
                 [whole] if whole else [], store=self._store, moment=moment, ttl=self._ttl
             )
             if living:
                 raise Answered(living[0])
-            await self._store.forget_key(turn)  # nobody may read its answer any more
+            await self._store.turns.forget_key(turn)  # nobody may read its answer any more
             return None
         return turn
 
@@ -62,17 +62,17 @@ class Idempotency:
         newest = opened.loaded.turns[0] if opened.loaded.turns else None
         if newest is None or newest.id != turn.id or turn.seq < opened.session.first_seq:
             raise TurnSuperseded(turn.id)
-        was = await self._store.turn(turn.id, now=now())
+        was = await self._store.turns.get(turn.id, now=now())
         if was is None or was.status not in RUN_AGAIN:
             return None
         again = begun_again(was, lease_seconds=lease_seconds)
         try:
-            if not await self._store.rerun(again, was=was):
+            if not await self._store.turns.rerun(again, was=was):
                 return None
             # Who appends to the session looks at this turn after its insert, as this looks there.
-            there = (await self._store.load(turn.session_key, limit=1)).turns
+            there = (await self._store.turns.load(turn.session_key, limit=1)).turns
             if there and there[0].id != turn.id:
-                await self._store.save(msgspec.structs.replace(was, token=again.token))
+                await self._store.turns.save(msgspec.structs.replace(was, token=again.token))
                 raise TurnSuperseded(turn.id)
         except BaseException:
             self._opening.abandoned(again)  # a server may have stored it all the same

@@ -12,8 +12,8 @@ from memory.errors import InvalidInput, StoreUnavailable
 from memory.log.session_lease import Opening, last_seq
 from memory.log.session_queue import SessionQueue
 from memory.log.transitions import Incoming, client_key, recorded_turn
-from memory.models import Turn, User, session_key
-from memory.stores.base import TurnStore
+from memory.models import SessionKey, Turn, User, session_key
+from memory.stores.base import Store
 from memory.tokens import TokenCounter
 
 _RACES = 20
@@ -32,12 +32,12 @@ class Recorder:
     def __init__(
         self,
         *,
-        store: TurnStore,
+        store: Store,
         opening: Opening,
         counter: TokenCounter,
         config: MemoryConfig,
         gates: SessionQueue,
-        wake: Callable[[str], None],
+        wake: Callable[[SessionKey], None],
     ) -> None:
         self._store = store
         self._opening = opening
@@ -68,14 +68,14 @@ class Recorder:
         self,
         user: User,
         session_id: str,
-        key: str,
+        key: SessionKey,
         messages: Sequence[Incoming],
         wait_until: float,
     ) -> Recorded:
         names = [client_key(key, m.id) for m in messages if m.id is not None]
         known = {
             name: turn.messages[0].id
-            for name, turn in (await self._store.by_idempotency(user.key, names)).items()
+            for name, turn in (await self._store.turns.by_idempotency(user.key, names)).items()
         }
         stored: dict[int, str] = {}  # ids by place in `messages`, also of tries that lost a race
         for _race in range(_RACES):
@@ -113,6 +113,6 @@ class Recorder:
                     last_seq=seq + len(fresh),
                     message_ids=tuple(ids[place] for place in range(len(messages))),
                 )
-            again = await self._store.by_idempotency(user.key, names)
+            again = await self._store.turns.by_idempotency(user.key, names)
             known = {name: turn.messages[0].id for name, turn in again.items()}
         raise StoreUnavailable("another process writes to this session without end")

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from memory.errors import SessionBusy
 from memory.log.transitions import interrupted
-from memory.models import Session, Turn, User, now, session_key
+from memory.models import Session, SessionKey, Turn, User, now, session_key
 from memory.sessions.lifetime import begun_anew, ended, new_session
-from memory.stores.base import Loaded, TurnStore
+from memory.stores.base import LoadedSession, Store
 
 # A lease is over only some time after its end: clocks of two machines differ.
 CLOCK_SKEW = timedelta(seconds=2)
@@ -38,7 +38,7 @@ class Opened(NamedTuple):
     """`waited`: another turn ended while this one was opened."""
 
     session: Session
-    loaded: Loaded
+    loaded: LoadedSession
     waited: bool
 
 
@@ -50,7 +50,7 @@ class _Left(NamedTuple):
 
 
 class Opening:
-    def __init__(self, *, store: TurnStore, session_ttl: float) -> None:
+    def __init__(self, *, store: Store, session_ttl: float) -> None:
         self._store = store
         self._session_ttl = session_ttl
         self._abandoned: dict[str, None] = {}
@@ -65,19 +65,19 @@ class Opening:
     def left(self, turn: Turn, *, until: datetime) -> None:
         """A turn has ended here: if nothing comes between, the next one follows it, unless the
         session has ended then."""
-        if self._store.exclusive or turn.status not in ENDED_WELL:
+        if self._store.embedded or turn.status not in ENDED_WELL:
             return
         if len(self._left) >= KNOWN_LEFT:
             del self._left[next(iter(self._left))]
         self._left[turn.session_key] = _Left(turn.last_seq, until)
 
-    def take_left(self, session_key: str) -> int | None:
+    def take_left(self, session_key: SessionKey) -> int | None:
         """The last seq of the session if this process has left it, for one try."""
         left = self._left.pop(session_key, None)
         return left.last_seq if left is not None and left.until > now() else None
 
     async def append_ahead(
-        self, user: User, turn: Turn, read: Callable[[Session, Loaded, Turn], None]
+        self, user: User, turn: Turn, read: Callable[[Session, LoadedSession, Turn], None]
     ) -> Opened | None:
         """Insert a turn that follows what this process has left, and read the session meanwhile:
         `read` is told what there is before the turn, as soon as it is known. None when something
@@ -85,11 +85,11 @@ class Opening:
         """
         looking = asyncio.create_task(self._look(user, turn, read))
         try:
-            if not await self._store.append([turn]):
+            if not await self._store.turns.append([turn]):
                 return None
             opened = await looking
             if opened is None:  # the session was erased elsewhere, or begun anew
-                await self._store.withdraw(turn)
+                await self._store.turns.withdraw(turn)
         except BaseException:
             self.abandoned(turn)  # a server may have stored it all the same
             raise
@@ -100,10 +100,10 @@ class Opening:
         return opened
 
     async def _look(
-        self, user: User, turn: Turn, read: Callable[[Session, Loaded, Turn], None]
+        self, user: User, turn: Turn, read: Callable[[Session, LoadedSession, Turn], None]
     ) -> Opened | None:
-        session, turns = await self._store.load(turn.session_key)
-        loaded = Loaded(session, [before for before in turns if before.id != turn.id])
+        session, turns = await self._store.turns.load(turn.session_key)
+        loaded = LoadedSession(session, [before for before in turns if before.id != turn.id])
         counts = self._as_it_counts(user, turn.session_id, loaded)
         goes_on = session is None or counts is session
         if not (goes_on and _is_followed_by(loaded, turn)):
@@ -120,13 +120,13 @@ class Opening:
         key = session_key(user.key, session_id)
         waited, pause = False, POLL_SECONDS
         while True:
-            loaded = await self._store.load(key)
+            loaded = await self._store.turns.load(key)
             # One that is not the newest may be there too: it is run again by who will find that
             # the session has gone on, or by who is gone.
             running = [turn for turn in loaded.turns if turn.status == "running"]
             over = [turn for turn in running if self.is_over(turn)]
             for turn in over:
-                await self._store.save(interrupted(turn))
+                await self._store.turns.save(interrupted(turn))
                 self._abandoned.pop(turn.token, None)
             if over:
                 continue
@@ -140,18 +140,18 @@ class Opening:
             pause = min(pause * POLL_GROWTH, LONGEST_POLL_SECONDS)
         session = self._as_it_counts(user, session_id, loaded)
         if loaded.session is not None and session is not loaded.session:
-            await self._store.change_session(
+            await self._store.sessions.change(
                 key, {"first_seq": session.first_seq, "summary": session.summary, "title": ""}
             )
-            await self._store.drop_segments(key)
+            await self._store.segments.delete(key)
         return Opened(session, loaded, waited)
 
     async def append(self, opened: Opened, turns: Sequence[Turn]) -> tuple[int, Opened]:
         """Insert in order; how many there are now, and what was before them. Another worker that
         runs the last turn again at this moment has lost it by that."""
         try:
-            inserted = await self._store.append(turns)
-            if inserted and not self._store.exclusive:
+            inserted = await self._store.turns.append(turns)
+            if inserted and not self._store.embedded:
                 opened = await self._as_it_was_left(opened)
         except BaseException:
             for turn in turns:
@@ -167,27 +167,27 @@ class Opening:
         if not turns or turns[0].status not in RUN_AGAIN:
             return opened
         while True:
-            last = await self._store.turn(turns[0].id, now=now())
+            last = await self._store.turns.get(turns[0].id, now=now())
             if last is None or last.token == turns[0].token:
                 return opened
             if last.status == "running":
                 last = interrupted(last)
-                if not await self._store.save(last):
+                if not await self._store.turns.save(last):
                     continue  # it has ended just now
-            return opened._replace(loaded=Loaded(session, [last, *turns[1:]]))
+            return opened._replace(loaded=LoadedSession(session, [last, *turns[1:]]))
 
     async def glance(self, user: User, session_id: str) -> Opened:
         """The same for who only reads: a running turn may be among its turns."""
-        loaded = await self._store.load(session_key(user.key, session_id))
+        loaded = await self._store.turns.load(session_key(user.key, session_id))
         return Opened(self._as_it_counts(user, session_id, loaded), loaded, False)
 
     def is_over(self, running: Turn) -> bool:
         """Whether the lease of a running turn has ended, for who holds its session's gate."""
-        if self._store.exclusive or running.token in self._abandoned:
+        if self._store.embedded or running.token in self._abandoned:
             return True  # the session's gate is ours: whoever wrote it here has given it up
         return lease_is_over(running)
 
-    def _as_it_counts(self, user: User, session_id: str, loaded: Loaded) -> Session:
+    def _as_it_counts(self, user: User, session_id: str, loaded: LoadedSession) -> Session:
         session = loaded.session
         if session is None:
             return new_session(user.key, session_id, now())
@@ -203,7 +203,7 @@ def lease_is_over(running: Turn) -> bool:
     return running.until is None or running.until + CLOCK_SKEW <= now()
 
 
-def _is_followed_by(loaded: Loaded, turn: Turn) -> bool:
+def _is_followed_by(loaded: LoadedSession, turn: Turn) -> bool:
     """Whether this turn is the next one: the last has ended, will not be run again, and nothing
     comes between. The session may know of the turn already: projections see it at once."""
     session, turns = loaded
@@ -213,6 +213,6 @@ def _is_followed_by(loaded: Loaded, turn: Turn) -> bool:
     return not runs and (session is None or session.last_seq <= turn.last_seq)
 
 
-def last_seq(loaded: Loaded) -> int:
+def last_seq(loaded: LoadedSession) -> int:
     newest = loaded.turns[0].last_seq if loaded.turns else 0
     return max(newest, loaded.session.last_seq if loaded.session else 0)

@@ -6,6 +6,7 @@ import asyncio
 import math
 
 from memory.errors import SessionBusy, Stopping, TooManyWaiting
+from memory.models import SessionKey
 
 MOST_WAITING = 64
 
@@ -31,10 +32,10 @@ class SessionQueue:
         """Let nobody through any more, neither who comes nor who waits already."""
         self._shut.set()
 
-    def is_free(self, key: str) -> bool:
+    def is_free(self, key: SessionKey) -> bool:
         return key not in self._gates
 
-    async def acquire(self, key: str, *, wait_seconds: float) -> None:
+    async def acquire(self, key: SessionKey, *, wait_seconds: float) -> None:
         """Raises SessionBusy when the gate is not free in time, TooManyWaiting when its queue is
         full, Stopping when all are shut."""
         if self._shut.is_set():
@@ -61,12 +62,12 @@ class SessionQueue:
             self.release(key)
             raise Stopping("no more turns are taken")
 
-    def release(self, key: str) -> None:
+    def release(self, key: SessionKey) -> None:
         gate = self._gates[key]
         gate.lock.release()
         self._leave(key, gate)
 
-    def _leave(self, key: str, gate: _Gate) -> None:
+    def _leave(self, key: SessionKey, gate: _Gate) -> None:
         gate.users -= 1
         if gate.users == 0:
             del self._gates[key]

@@ -16,7 +16,7 @@ from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailab
 from memory.indexes.base import VectorIndex
 from memory.models import Message, Turn, now
 from memory.projections.points import Passage, make_points, passages_of, sparse_vector
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.tokens import TokenCounter
 
 NEIGHBOUR_TURNS = 3  # enough to find the previous passage and its own previous one
@@ -34,7 +34,7 @@ class Indexing:
     EmbeddingUnavailable. Each can be repeated. They return the number of points written."""
 
     def __init__(
-        self, *, store: TurnStore, index: VectorIndex, model: DenseModel, counter: TokenCounter
+        self, *, store: Store, index: VectorIndex, model: DenseModel, counter: TokenCounter
     ) -> None:
         self._store = store
         self._index = index
@@ -58,7 +58,7 @@ class Indexing:
         `add`."""
         ids = [message.id for message in turn.messages]
         await self._index.delete_messages(user=turn.user_key, messages=ids)
-        later = await self._store.range(turn.session_key, after=turn.last_seq, limit=2)
+        later = await self._store.turns.range(turn.session_key, after=turn.last_seq, limit=2)
         following = passages_of(t for t in later if t.last_seq <= through)[:2]
         return await self._write(
             await self._before(turn), passages_of([turn]), following, dense, always=True
@@ -82,7 +82,9 @@ class Indexing:
         """The turn has lost its neighbours before it: their words leave its sparse vector."""
         passages = passages_of([turn])
         if passages:
-            following = await self._store.range(turn.session_key, after=turn.last_seq, limit=1)
+            following = await self._store.turns.range(
+                turn.session_key, after=turn.last_seq, limit=1
+            )
             line = [*passages, *passages_of(following)]
             await self._index.update_sparse([(line[0].id, sparse_vector(line, 0))])
 
@@ -117,7 +119,7 @@ class Indexing:
             await self._model.documents([CONTROL])
 
     async def _before(self, turn: Turn) -> list[Passage]:
-        found = await self._store.history(
+        found = await self._store.turns.history(
             turn.session_key, now=now(), before=turn.seq, first=1, limit=NEIGHBOUR_TURNS
         )
         return passages_of(reversed(found))

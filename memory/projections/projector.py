@@ -20,12 +20,12 @@ from memory.embeddings.dense import DenseModel
 from memory.errors import StoreUnavailable, StrataError, reason
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
-from memory.models import Turn, now
+from memory.models import SessionKey, Turn, now
 from memory.projections.index import Indexing
 from memory.projections.steps import Progress, Steps
 from memory.sessions.documents import SessionDocuments
 from memory.sessions.lifetime import expiry_of
-from memory.stores.base import PAGE, TurnStore
+from memory.stores.base import PAGE, Store
 from memory.summary.rolling import CLAIM_LEASES, RollingSummary
 from memory.tokens import TokenCounter
 
@@ -61,7 +61,7 @@ class Projector:
     def __init__(
         self,
         *,
-        store: TurnStore,
+        store: Store,
         index: VectorIndex | None,
         model: DenseModel,
         summaries: RollingSummary,
@@ -89,10 +89,10 @@ class Projector:
         self._woken = asyncio.Event()
         self._worker = secrets.token_hex(8)
         self._at_once = asyncio.Semaphore(
-            config.projector.concurrency or (1 if store.exclusive else SHARED_CONCURRENCY)
+            config.projector.concurrency or (1 if store.embedded else SHARED_CONCURRENCY)
         )
 
-    def wake(self, session_key: str) -> None:
+    def wake(self, session_key: SessionKey) -> None:
         """There is news in this session."""
         if progress := self._progress.get(session_key):
             progress.news = True
@@ -107,16 +107,16 @@ class Projector:
 
     async def state(self) -> State:
         """Raises StoreUnavailable."""
-        since = await self._store.pending_since()
+        since = await self._store.work.pending_since()
         lag_seconds = max(0.0, (now() - since).total_seconds()) if since else 0.0
-        poisoned = len(await self._store.aside(limit=MOST_POISONED))
+        poisoned = len(await self._store.work.poisoned(limit=MOST_POISONED))
         return State(await self.behind(), lag_seconds, poisoned)
 
     async def _waiting(self) -> list[str]:
         """A page of pending sessions besides those that only wait for the next flush."""
-        return await self._store.pending(finished=True, limit=PAGE + len(self._progress))
+        return await self._store.work.pending(finished=True, limit=PAGE + len(self._progress))
 
-    def _is_caught_up(self, key: str) -> bool:
+    def _is_caught_up(self, key: SessionKey) -> bool:
         progress = self._progress.get(key)
         return progress is not None and not progress.news
 
@@ -127,7 +127,7 @@ class Projector:
             progress.settled = min(progress.settled, progress.dense)
         self._woken.set()
 
-    def forget(self, session_key: str) -> None:
+    def forget(self, session_key: SessionKey) -> None:
         """The session was erased: what is known of its progress is void."""
         self._progress.pop(session_key, None)
         self._failures.pop(session_key, None)
@@ -176,7 +176,7 @@ class Projector:
         waiting = await self._waiting()
         return any(await asyncio.gather(*(self._one(key, raising=raising) for key in waiting)))
 
-    async def _one(self, key: str, *, raising: bool) -> bool:
+    async def _one(self, key: SessionKey, *, raising: bool) -> bool:
         failures = self._failures.get(key, _Failures())
         if not raising and time.monotonic() < failures.not_before:
             return False
@@ -189,8 +189,8 @@ class Projector:
                     if self._flushed_always:
                         await self._commit(key)
                 finally:
-                    if not self._store.exclusive:
-                        await self._store.release(key, worker=self._worker)
+                    if not self._store.embedded:
+                        await self._store.sessions.release(key, worker=self._worker)
             except Exception as error:  # one session must not hold up the others
                 self._failed(key, error)
                 if raising:
@@ -198,7 +198,7 @@ class Projector:
             await self._commit_when_due()
         return worked
 
-    def _failed(self, key: str, error: Exception) -> None:
+    def _failed(self, key: SessionKey, error: Exception) -> None:
         times = self._failures.get(key, _Failures()).times
         delay = BACKOFF_SECONDS[min(times, len(BACKOFF_SECONDS) - 1)]
         delay *= random.uniform(1 - JITTER, 1 + JITTER)
@@ -216,7 +216,7 @@ class Projector:
     @property
     def _flushed_always(self) -> bool:
         """What is written to the index is durable at once, so that watermarks need not wait."""
-        return not self._store.exclusive and not (self._index and self._index.in_process)
+        return not self._store.embedded and not (self._index and self._index.embedded)
 
     async def _commit_when_due(self) -> None:
         since = self._unflushed_since
@@ -240,13 +240,13 @@ class Projector:
         for key, reached in progress.items():
             await self._commit(key, reached)
 
-    async def _commit(self, key: str, flushed: Progress | None = None) -> None:
+    async def _commit(self, key: SessionKey, flushed: Progress | None = None) -> None:
         """Move the watermarks of a session as far as it had come when the index was flushed."""
         async with self._locks.of(key):
             reached = self._progress.get(key)
             if reached is None or (flushed is not None and reached is not flushed):
                 return  # nothing new, or erased meanwhile
-            await self._store.change_session(
+            await self._store.sessions.change(
                 key, {"lexical_through": reached.lexical, "dense_through": reached.dense}
             )
             reruns = {
@@ -254,18 +254,20 @@ class Projector:
                 for id_, (attempt, last_seq) in reached.reruns.items()
                 if last_seq <= reached.settled
             }
-            await self._store.settle(key, through=reached.settled, reruns=reruns)
+            await self._store.work.mark_projected(key, through=reached.settled, reruns=reruns)
             del self._progress[key]
 
-    async def _catch_up(self, key: str) -> bool:
+    async def _catch_up(self, key: SessionKey) -> bool:
         session = await self._sessions.repaired(key)
         if session is None or session.erasing:
             return False
-        if not self._store.exclusive:
+        if not self._store.embedded:
             until = expiry_of(now(), CLAIM_LEASES * self._config.session.lease)
-            if not await self._store.claim(key, worker=self._worker, until=until, now=now()):
+            if not await self._store.sessions.claim(
+                key, worker=self._worker, until=until, now=now()
+            ):
                 return False  # another worker is at it
-            session = await self._store.session(key)
+            session = await self._store.sessions.get(key)
             if session is None or session.erasing:
                 return False
         progress = self._progress.get(key) or Progress(
@@ -293,12 +295,12 @@ class Projector:
             self._keep(key, progress)
         if worked:
             # What other workers have added to the session is not known here.
-            added = progress.added_tokens if self._store.exclusive else None
+            added = progress.added_tokens if self._store.embedded else None
             self._summaries.request(key, added_tokens=added)
             progress.added_tokens = 0
         return worked
 
-    def _keep(self, key: str, progress: Progress) -> None:
+    def _keep(self, key: SessionKey, progress: Progress) -> None:
         """To be committed with the next flush."""
         self._progress[key] = progress
         if self._unflushed_since is None:

@@ -12,9 +12,9 @@ import structlog
 
 from memory.embeddings.dense import DenseModel
 from memory.errors import EmbeddingUnavailable, StoreUnavailable
-from memory.models import Turn, now
+from memory.models import SessionKey, Turn, now
 from memory.projections.index import Indexing
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.tokens import TokenCounter
 from memory.window import turn_tokens
 
@@ -49,7 +49,7 @@ class Steps:
     """`indexing` is None where there is no index: then every turn is passed over."""
 
     def __init__(
-        self, *, store: TurnStore, indexing: Indexing | None, model: DenseModel,
+        self, *, store: Store, indexing: Indexing | None, model: DenseModel,
         counter: TokenCounter,
     ) -> None:  # fmt: skip
         self._store = store
@@ -57,7 +57,7 @@ class Steps:
         self._model = model
         self._counter = counter
 
-    async def take(self, key: str, progress: Progress, *, alone: bool) -> bool:
+    async def take(self, key: SessionKey, progress: Progress, *, alone: bool) -> bool:
         """One batch of each kind; True when anything was done. With `alone` turn by turn, and
         messages that fail alone are set aside. What was done before a failure is in `progress`.
 
@@ -67,9 +67,11 @@ class Steps:
         steps = (self._add, self._add_dense, self._add_again)
         return any([await step(self._indexing, key, progress, alone) for step in steps])
 
-    async def _pass_over(self, key: str, progress: Progress) -> bool:
+    async def _pass_over(self, key: SessionKey, progress: Progress) -> bool:
         """Without an index there is nothing to write."""
-        turns = _finished(await self._store.range(key, after=progress.lexical, limit=BATCH_TURNS))
+        turns = _finished(
+            await self._store.turns.range(key, after=progress.lexical, limit=BATCH_TURNS)
+        )
         again = await self._again(key, progress)
         progress.see([*turns, *again])
         progress.added_tokens += self._tokens(turns)
@@ -80,9 +82,11 @@ class Steps:
     def _tokens(self, turns: Sequence[Turn]) -> int:
         return sum(turn_tokens(turn, self._counter) for turn in turns)
 
-    async def _add(self, indexing: Indexing, key: str, progress: Progress, alone: bool) -> bool:
+    async def _add(
+        self, indexing: Indexing, key: SessionKey, progress: Progress, alone: bool
+    ) -> bool:
         """The next turns get points: with dense vectors if those of all before have theirs."""
-        found = await self._store.range(key, after=progress.lexical, limit=BATCH_TURNS)
+        found = await self._store.turns.range(key, after=progress.lexical, limit=BATCH_TURNS)
         turns = _finished(found)
         if not turns:
             return False
@@ -111,12 +115,12 @@ class Steps:
         return True
 
     async def _add_dense(
-        self, indexing: Indexing, key: str, progress: Progress, alone: bool
+        self, indexing: Indexing, key: SessionKey, progress: Progress, alone: bool
     ) -> bool:
         """Points that came while no model was loaded get their dense vectors."""
         if self._model.state != "ready" or progress.dense >= progress.lexical:
             return False
-        found = await self._store.range(key, after=progress.dense, limit=BATCH_TURNS)
+        found = await self._store.turns.range(key, after=progress.dense, limit=BATCH_TURNS)
         turns = [turn for turn in _finished(found) if turn.last_seq <= progress.lexical]
         for batch in [[turn] for turn in turns] if alone else [turns]:
             try:
@@ -135,15 +139,15 @@ class Steps:
             progress.dense = progress.lexical
         return True
 
-    async def _again(self, key: str, progress: Progress) -> list[Turn]:
+    async def _again(self, key: SessionKey, progress: Progress) -> list[Turn]:
         """Turns up to the watermark that have run again since they got their points."""
-        found = await self._store.pending_reruns(
+        found = await self._store.work.pending_reruns(
             key, through=progress.lexical, limit=BATCH_TURNS + len(progress.reruns)
         )
         return [t for t in found if progress.reruns.get(t.id) != (t.attempt, t.last_seq)]
 
     async def _add_again(
-        self, indexing: Indexing, key: str, progress: Progress, alone: bool
+        self, indexing: Indexing, key: SessionKey, progress: Progress, alone: bool
     ) -> bool:
         """Their points are replaced by those of the answer that they have now."""
         turns = await self._again(key, progress)
@@ -167,7 +171,7 @@ class Steps:
     async def _set_aside(self, turn: Turn, faults: Mapping[str, str]) -> None:
         """What fails alone must not keep what comes after it from being found."""
         for message_id, reason in faults.items():
-            await self._store.set_aside(message_id, reason=reason, now=now())
+            await self._store.work.mark_poisoned(message_id, reason=reason, now=now())
             log.error(
                 "projection.poisoned",
                 session=turn.session_key,

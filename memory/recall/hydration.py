@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from memory.config import TtlConfig
-from memory.models import Message, Recalled, Recollection, Turn, now, turn_of
+from memory.models import Message, Recalled, Recollection, Turn, UserKey, now, turn_of
 from memory.recall.fusion import Candidate
 from memory.recall.search import Ranked
 from memory.sessions.lifetime import ended
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.text.passages import cut
 
 # How many tokens of candidates are read for each token of budget: some are refused, some do not
@@ -28,8 +28,8 @@ MAX_TURNS = 400
 async def hydrate(
     ranked: Ranked,
     *,
-    store: TurnStore,
-    user: str,
+    store: Store,
+    user: UserKey,
     budget_tokens: int,
     ttl: TtlConfig,
     inside: frozenset[str] = frozenset(),
@@ -40,7 +40,7 @@ async def hydrate(
     chosen = _enough(outside, budget_tokens * SLACK)
     moment = now()
     ids = list({turn_of(c.payload["message"]): None for c in chosen})
-    turns = await store.turns(ids, now=moment) if ids else {}
+    turns = await store.turns.get_many(ids, now=moment) if ids else {}
     living = await of_living_sessions(turns.values(), store=store, moment=moment, ttl=ttl)
     turns = {turn.id: turn for turn in living}
     items, gone = [], 0
@@ -65,7 +65,7 @@ async def hydrate(
 
 
 async def of_living_sessions(
-    turns: Collection[Turn], *, store: TurnStore, moment: datetime, ttl: TtlConfig
+    turns: Collection[Turn], *, store: Store, moment: datetime, ttl: TtlConfig
 ) -> list[Turn]:
     """These turns without those that ended with their sessions (`ttl.memory = "session"`)."""
     if ttl.memory != "session":
@@ -73,14 +73,14 @@ async def of_living_sessions(
     newest = {turn.session_key: turn for turn in sorted(turns, key=lambda turn: turn.seq)}
     begins: dict[str, float] = {}
     for key, last in newest.items():
-        session = await store.session(key)
+        session = await store.sessions.get(key)
         if session is not None:
             over = ended(session, last, moment, ttl.session)
             begins[key] = math.inf if over else session.first_seq
     return [turn for turn in turns if turn.seq >= begins.get(turn.session_key, 0)]
 
 
-def _message(turn: Turn | None, candidate: Candidate, user: str) -> Message | None:
+def _message(turn: Turn | None, candidate: Candidate, user: UserKey) -> Message | None:
     if turn is None or turn.user_key != user:
         return None
     for message in turn.messages:

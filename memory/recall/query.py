@@ -11,6 +11,7 @@ import re
 from datetime import date, timedelta
 from typing import NamedTuple
 
+from memory.models import UserKey
 from memory.text import language
 
 _MONTHS = {
@@ -70,18 +71,18 @@ class Query(NamedTuple):
     english: bool = True
 
 
-def name_hash(user: str, name: str) -> str:
+def name_hash(user: UserKey, name: str) -> str:
     """A speaker's name as it stands in the index: tied to the user, not readable."""
     return hashlib.sha256(f"{user}\0{name.casefold()}".encode()).hexdigest()[:16]
 
 
-def name_hashes(user: str, speaker: str) -> list[str]:
+def name_hashes(user: UserKey, speaker: str) -> list[str]:
     """The hashes of a speaker's whole name and of each of its words."""
     parts = {speaker.strip(), *(word for word in language.words(speaker) if len(word) > 1)}
     return sorted(name_hash(user, part) for part in parts)
 
 
-def read(text: str, *, user: str, speakers: frozenset[str]) -> Query:
+def read(text: str, *, user: UserKey, speakers: frozenset[str]) -> Query:
     """Understand a question of `user`, in whose memory `speakers` (hashed names) take part."""
     english = language.detect(text) == "english"
     names = {}

@@ -22,6 +22,7 @@ from memory.embeddings import sparse
 from memory.embeddings.dense import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
 from memory.indexes.base import VectorIndex
+from memory.models import SessionKey, UserKey
 from memory.recall.fusion import Candidate, fuse
 from memory.recall.query import Query, read
 
@@ -61,9 +62,9 @@ class Recall:
         self,
         question: str,
         *,
-        user: str,
+        user: UserKey,
         now: datetime,
-        session: str | None = None,
+        session: SessionKey | None = None,
         deadline: float | None = None,
         after: asyncio.Future[Any] | None = None,
     ) -> Ranked:
@@ -79,7 +80,7 @@ class Recall:
             async with asyncio.timeout(None if math.isinf(seconds) else seconds) as limit:
                 index = self._index
                 asked = await self._read(index, question, user, seconds * EMBEDDING_SHARE)
-                if index.in_process and after is not None:
+                if index.embedded and after is not None:
                     outside = await _outside(limit, after)
                 found = await self._search(index, asked, user, now, session)
         except (IndexUnavailable, TimeoutError) as error:
@@ -97,7 +98,7 @@ class Recall:
         return Ranked([], ("recall",))
 
     async def _read(
-        self, index: VectorIndex, text: str, user: str, embedding_seconds: float
+        self, index: VectorIndex, text: str, user: UserKey, embedding_seconds: float
     ) -> _Asked:
         question = read(text, user=user, speakers=await index.speakers(user))
         try:
@@ -110,7 +111,12 @@ class Recall:
             return _Asked(question, None, ("embedding",))
 
     async def _search(
-        self, index: VectorIndex, asked: _Asked, user: str, now: datetime, session: str | None
+        self,
+        index: VectorIndex,
+        asked: _Asked,
+        user: UserKey,
+        now: datetime,
+        session: SessionKey | None,
     ) -> Ranked:
         hits = await index.search(
             user=user,

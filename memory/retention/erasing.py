@@ -10,10 +10,10 @@ from memory.errors import EraseUnfinished, IndexUnavailable
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
 from memory.log.session_lease import last_seq
-from memory.models import Session, now
+from memory.models import Session, SessionKey, now
 from memory.projections.projector import Projector
 from memory.sessions.lifetime import begun_anew, new_session
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 
 # A batch of another worker's projection is over by then, if that worker lives.
 CLAIM_SECONDS = 5.0
@@ -24,7 +24,7 @@ class Eraser:
     def __init__(
         self,
         *,
-        store: TurnStore,
+        store: Store,
         index: VectorIndex | None,
         projector: Projector,
         locks: SessionLocks,
@@ -35,7 +35,7 @@ class Eraser:
         self._locks = locks
         self._worker = secrets.token_hex(8)
 
-    async def erase_session(self, key: str, *, through: int | None = None) -> int:
+    async def erase_session(self, key: SessionKey, *, through: int | None = None) -> int:
         """Delete turns, segments, points, then the document; returns the number of turns.
 
         Only what has been said so far (or up to the seq `through`): the document is marked first,
@@ -44,17 +44,17 @@ class Eraser:
         (EraseUnfinished), the sweeper comes again.
         """
         async with self._locks.of(key):
-            loaded = await self._store.load(key, limit=1)
+            loaded = await self._store.turns.load(key, limit=1)
             session, turns = loaded
             if session is None:
                 if not turns:
                     return 0
                 session = new_session(turns[0].user_key, turns[0].session_id, now())
-                await self._store.put_session(session)
+                await self._store.sessions.put(session)
             if through is None:
                 through = last_seq(loaded)
             fresh = begun_anew(session, through)
-            await self._store.change_session(
+            await self._store.sessions.change(
                 key,
                 {
                     "erasing": True,
@@ -70,10 +70,10 @@ class Eraser:
             )
             return await self._finish(fresh)
 
-    async def finish(self, key: str) -> int:
+    async def finish(self, key: SessionKey) -> int:
         """What is left of an erase that was begun; returns the number of turns."""
         async with self._locks.of(key):
-            session = await self._store.session(key)
+            session = await self._store.sessions.get(key)
             if session is None or not session.erasing:
                 return 0
             return await self._finish(session)
@@ -85,7 +85,7 @@ class Eraser:
         The mark stays while another worker may still be writing points of the session.
         """
         key = session.key
-        deleted = await self._store.delete_session(key, through=session.first_seq - 1)
+        deleted = await self._store.sessions.delete(key, through=session.first_seq - 1)
         self._projector.forget(key)
         alone = await self._is_ours(key)
         if self._index is not None:
@@ -94,24 +94,24 @@ class Eraser:
                 await self._index.flush()
             except IndexUnavailable as error:
                 raise EraseUnfinished(str(error)) from error
-        if alone and not await self._store.forget_session(key):
+        if alone and not await self._store.sessions.delete_if_empty(key):
             # Points that another worker made of the new life just now are gone too: made again.
             through = session.first_seq - 1
-            await self._store.change_session(
+            await self._store.sessions.change(
                 key, {"erasing": False, "lexical_through": through, "dense_through": through}
             )
             self._projector.wake(key)
-        if not self._store.exclusive:
-            await self._store.release(key, worker=self._worker)
+        if not self._store.embedded:
+            await self._store.sessions.release(key, worker=self._worker)
         return deleted
 
-    async def _is_ours(self, key: str) -> bool:
+    async def _is_ours(self, key: SessionKey) -> bool:
         """Whether no other worker projects this session any more."""
-        if self._store.exclusive:
+        if self._store.embedded:
             return True
         until = now() + timedelta(seconds=CLAIM_SECONDS)
         while now() < until:
-            if await self._store.claim(key, worker=self._worker, until=until, now=now()):
+            if await self._store.sessions.claim(key, worker=self._worker, until=until, now=now()):
                 return True
             await asyncio.sleep(POLL_SECONDS)
         return False

@@ -17,11 +17,11 @@ from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
 from memory.log.session_lease import CLOCK_SKEW
 from memory.log.transitions import interrupted
-from memory.models import now
+from memory.models import SessionKey, now
 from memory.projections.projector import Projector
 from memory.retention.erasing import Eraser
 from memory.sessions.lifetime import begun_anew, ended
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.summary.rolling import RollingSummary
 
 log = structlog.get_logger("strata.sweeper")
@@ -31,7 +31,7 @@ class Sweeper:
     def __init__(
         self,
         *,
-        store: TurnStore,
+        store: Store,
         index: VectorIndex | None,
         erasing: Eraser,
         summaries: RollingSummary,
@@ -66,20 +66,20 @@ class Sweeper:
     async def _end_overdue(self) -> None:
         """Turns of workers that are gone, in sessions that nobody goes on with: else they would
         run for ever, and be recalled never."""
-        if self._store.exclusive:
+        if self._store.embedded:
             return  # its only process has ended them before it began
-        for turn in await self._store.overdue(before=now() - CLOCK_SKEW):
-            if await self._store.save(interrupted(turn)):
+        for turn in await self._store.turns.overdue(before=now() - CLOCK_SKEW):
+            if await self._store.turns.save(interrupted(turn)):
                 log.info("turn.ended_for_its_worker", session=turn.session_key)
                 self._projector.wake(turn.session_key)
 
     async def _sweep_sessions(self) -> int:
         deleted = 0
-        for session in await self._store.ended_sessions(before=now()):
+        for session in await self._store.sessions.ended(before=now()):
             if session.erasing:  # a crash came between, or the index was away
                 deleted += await self._erasing.finish(session.key)
                 continue
-            loaded = await self._store.load(session.key, limit=1)
+            loaded = await self._store.turns.load(session.key, limit=1)
             newest = loaded.turns[0] if loaded.turns else None
             if newest is None:
                 await self._forget(session.key)  # a crash came between its turns and itself
@@ -92,8 +92,8 @@ class Sweeper:
             # Its turns live on as memory; what was this conversation's own ends.
             async with self._locks.of(session.key):
                 fresh = begun_anew(session, newest.last_seq)
-                await self._store.drop_segments(session.key)
-                await self._store.change_session(
+                await self._store.segments.delete(session.key)
+                await self._store.sessions.change(
                     session.key,
                     {
                         "title": "",
@@ -108,7 +108,7 @@ class Sweeper:
         # Index points expire in whole seconds; a turn must not go before its points.
         moment = now().replace(microsecond=0)
         deleted = 0
-        while keys := await self._store.expired_sessions(before=moment):
+        while keys := await self._store.sessions.with_expired_turns(before=moment):
             for key in keys:
                 await self._hide_summary(key)
                 async with self._locks.of(key):  # what is being indexed has its points by then
@@ -116,39 +116,39 @@ class Sweeper:
             if self._index is not None:
                 await self._index.delete_expired(moment)
                 await self._index.flush()
-            gone = await self._store.delete_expired(keys, before=moment)
+            gone = await self._store.turns.delete_expired(keys, before=moment)
             for key in keys:
                 if not await self._forget(key):
                     async with self._locks.of(key):
-                        for oldest in await self._store.range(key, after=0, limit=1):
+                        for oldest in await self._store.turns.range(key, after=0, limit=1):
                             await self._projector.respell(oldest)
             deleted += gone
             log.info("sweep.done", turns=gone, sessions=len(keys))
         return deleted
 
-    async def _forget(self, key: str) -> bool:
+    async def _forget(self, key: SessionKey) -> bool:
         """The document of a session without turns goes last."""
         async with self._locks.of(key):
-            forgotten = await self._store.forget_session(key)
+            forgotten = await self._store.sessions.delete_if_empty(key)
             if forgotten:
                 self._projector.forget(key)
         return forgotten
 
-    async def _begin_at_the_living(self, key: str, moment: datetime) -> None:
+    async def _begin_at_the_living(self, key: SessionKey, moment: datetime) -> None:
         """Before the turns go, so that what is overwritten here leaves the file with them. Should
         none be left, the document is found again by its time after a crash."""
-        session = await self._store.session(key)
+        session = await self._store.sessions.get(key)
         if session is None:
             return
         lives = await living(self._store, session, moment)
         if lives is None:
-            await self._store.change_session(key, {"title": "", "expires_at": moment})
+            await self._store.sessions.change(key, {"title": "", "expires_at": moment})
         elif lives != session:
-            await self._store.change_session(
+            await self._store.sessions.change(
                 key, {"first_seq": lives.first_seq, "title": lives.title}
             )
 
-    async def _hide_summary(self, key: str) -> None:
-        session = await self._store.session(key)
+    async def _hide_summary(self, key: SessionKey) -> None:
+        session = await self._store.sessions.get(key)
         if session is not None and session.summary.expires_at <= now():
             await self._summaries.refold(session)

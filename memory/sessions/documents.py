@@ -5,51 +5,51 @@ from __future__ import annotations
 import msgspec
 
 from memory.locks import SessionLocks
-from memory.models import Session
+from memory.models import Session, SessionKey, UserKey
 from memory.sessions.lifetime import new_session, session_expiry, title_of
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 
 MOST_PENDING = 100_000
 
 
 class SessionDocuments:
-    def __init__(self, *, store: TurnStore, locks: SessionLocks, session_ttl: float) -> None:
+    def __init__(self, *, store: Store, locks: SessionLocks, session_ttl: float) -> None:
         self._store = store
         self._locks = locks
         self._ttl = session_ttl
 
-    async def refresh(self, user_key: str) -> None:
+    async def refresh(self, user_key: UserKey) -> None:
         """Bring titles, counts and last activity of this user's sessions up to date."""
-        for key in await self._store.pending(user_key=user_key, limit=MOST_PENDING):
+        for key in await self._store.work.pending(user_key=user_key, limit=MOST_PENDING):
             await self.session(key)
 
-    async def session(self, key: str) -> Session | None:
+    async def session(self, key: SessionKey) -> Session | None:
         """The session as its newest turn has it, whether it was projected already or not."""
-        if await self._store.session(key) is not None:
+        if await self._store.sessions.get(key) is not None:
             return await self.repaired(key)  # only sets fields: harmless beside a projection
         async with self._locks.of(key):
             return await self.repaired(key)
 
-    async def repaired(self, key: str) -> Session | None:
+    async def repaired(self, key: SessionKey) -> Session | None:
         """Its document, made or repaired from its newest turns, for who holds the lock."""
-        loaded = await self._store.load(key, limit=1)
+        loaded = await self._store.turns.load(key, limit=1)
         if not loaded.turns:
             return loaded.session
         newest = loaded.turns[0]
         session = loaded.session
         if session is None:
-            oldest = (await self._store.range(key, after=0, limit=1))[0]
+            oldest = (await self._store.turns.range(key, after=0, limit=1))[0]
             session = msgspec.structs.replace(
                 new_session(newest.user_key, newest.session_id, oldest.recorded_at),
                 first_seq=oldest.seq,
             )
-            await self._store.put_session(session)
+            await self._store.sessions.put(session)
         begun = newest.last_seq >= session.first_seq  # else it ended, and was not used again
         if not begun or (session.last_seq == newest.last_seq and session.title):
             return session
         title = session.title
         if not title:
-            first = await self._store.range(key, after=session.first_seq - 1, limit=1)
+            first = await self._store.turns.range(key, after=session.first_seq - 1, limit=1)
             title = title_of(first[0]) if first else ""
         changes = {
             "title": title,
@@ -57,5 +57,5 @@ class SessionDocuments:
             "updated_at": newest.recorded_at,
             "expires_at": session_expiry(session, newest.recorded_at, self._ttl),
         }
-        await self._store.change_session(key, changes)
+        await self._store.sessions.change(key, changes)
         return msgspec.structs.replace(session, **changes)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from memory.models import NEVER, Session, Summary, Turn, session_key
+from memory.models import NEVER, Session, Summary, Turn, UserKey, session_key
 
 TITLE_CHARACTERS = 60
 
@@ -39,7 +39,7 @@ def ended(session: Session, newest: Turn | None, at: datetime, default_ttl: floa
     return session_expiry(session, activity, default_ttl) <= at
 
 
-def new_session(user: str, session_id: str, moment: datetime) -> Session:
+def new_session(user: UserKey, session_id: str, moment: datetime) -> Session:
     return Session(
         key=session_key(user, session_id),
         user_key=user,

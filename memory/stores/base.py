@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from memory.models import Segment, Session, Turn
+from memory.models import MessageId, Segment, Session, SessionKey, Turn, TurnId, UserKey
 
 PAGE = 200
 NO_RERUNS: Mapping[str, int] = {}
 
 
-class Loaded(NamedTuple):
+class LoadedSession(NamedTuple):
     """A session and its newest turns, newest first, without their receipts."""
 
     session: Session | None
@@ -30,24 +30,18 @@ class Signal(NamedTuple):
     watched: datetime | None
 
 
-class Aside(NamedTuple):
+class PoisonedMessage(NamedTuple):
     """A message that no projection can take, why, and since when."""
 
-    message_id: str
+    message_id: MessageId
     reason: str
     since: datetime
 
 
-class TurnStore(Protocol):
-    exclusive: bool  # one process owns it: what it did not write itself, nobody writes
+class TurnsStore(Protocol):
+    """The log itself: one document per turn."""
 
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def ping(self) -> None: ...
-
-    async def load(self, session_key: str, *, limit: int = PAGE) -> Loaded:
+    async def load(self, session_key: SessionKey, *, limit: int = PAGE) -> LoadedSession:
         """The session, and its newest turns back to its summary (one at least, at most `limit`),
         expired ones included."""
         ...
@@ -78,11 +72,11 @@ class TurnStore(Protocol):
         does nothing, and leases decide)."""
         ...
 
-    async def turn(self, turn_id: str, *, now: datetime) -> Turn | None:
+    async def get(self, turn_id: TurnId, *, now: datetime) -> Turn | None:
         """The whole turn, receipt included."""
         ...
 
-    async def turns(self, ids: Sequence[str], *, now: datetime) -> dict[str, Turn]:
+    async def get_many(self, ids: Sequence[TurnId], *, now: datetime) -> dict[TurnId, Turn]:
         """Those of `ids` that live, by id, without receipts."""
         ...
 
@@ -90,36 +84,27 @@ class TurnStore(Protocol):
         """Its idempotency counts no longer: it becomes that of a turn without a key."""
         ...
 
-    async def signal(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
-        """Tell the process that runs this attempt of the turn that it is to end, or until when
-        somebody elsewhere reads along."""
-        ...
-
-    async def signals(self, turns: Sequence[Turn]) -> dict[str, Signal]:
-        """What was signalled to these attempts, by turn id."""
-        ...
-
-    async def by_idempotency(self, user_key: str, keys: Sequence[str]) -> dict[str, Turn]:
+    async def by_idempotency(self, user_key: UserKey, keys: Sequence[str]) -> dict[str, Turn]:
         """Turns of this user by their idempotency, expired ones included."""
         ...
 
     async def history(
-        self, session_key: str, *, now: datetime, before: int | None, first: int, limit: int
+        self, session_key: SessionKey, *, now: datetime, before: int | None, first: int, limit: int
     ) -> list[Turn]:
         """Turns with `first` ≤ seq < `before`, newest first."""
         ...
 
-    async def range(self, session_key: str, *, after: int, limit: int) -> list[Turn]:
+    async def range(self, session_key: SessionKey, *, after: int, limit: int) -> list[Turn]:
         """Turns whose last seq is greater than `after`, oldest first, expired ones included."""
         ...
 
-    async def user_turns(
+    async def of_user(
         self,
-        user_key: str,
+        user_key: UserKey,
         *,
         now: datetime,
         limit: int,
-        session_key: str | None = None,
+        session_key: SessionKey | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
         before: tuple[datetime, str] | None = None,
@@ -128,103 +113,157 @@ class TurnStore(Protocol):
         `before` = (created_at, id) of the last one seen."""
         ...
 
-    async def pending(
-        self, *, user_key: str | None = None, finished: bool = False, limit: int = PAGE
-    ) -> list[str]:
-        """Keys of sessions with turns that some projection has not seen, oldest first; with
-        `finished`, of those alone in which such a turn has ended."""
-        ...
-
     async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
         """Running turns whose lease ended before this moment, without receipts."""
+        ...
+
+    async def delete_expired(self, session_keys: Sequence[SessionKey], *, before: datetime) -> int:
+        """Delete these sessions' segments and turns that expired before this moment; returns
+        the number of turns."""
+        ...
+
+
+class SessionsStore(Protocol):
+    """Session documents: settings, watermarks and the rolled summary."""
+
+    async def get(self, key: SessionKey) -> Session | None: ...
+
+    async def page(
+        self, user_key: UserKey, *, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Session]:
+        """By last activity, newest first; `before` = (updated_at, key) of the last one seen."""
+        ...
+
+    async def put(self, session: Session) -> bool:
+        """Insert; False when it exists."""
+        ...
+
+    async def change(
+        self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None
+    ) -> bool:
+        """Set fields. With `unchanged` only if the session still has that one's summary version,
+        is in the same life of its (`created_at`, `first_seq`) and is not being erased."""
+        ...
+
+    async def claim(self, key: SessionKey, *, worker: str, until: datetime, now: datetime) -> bool:
+        """Take the session for `worker` until then, unless another worker has it still. False,
+        too, for a session without a document. Claimed again, it is prolonged."""
+        ...
+
+    async def release(self, key: SessionKey, *, worker: str) -> None:
+        """Give a claim back; harmless when it is another's by now."""
+        ...
+
+    async def delete(self, session_key: SessionKey, *, through: int | None = None) -> int:
+        """Delete segments, turns, then the session document; returns the number of turns. With
+        `through`, turns that begin after this seq stay, and the document too."""
+        ...
+
+    async def delete_if_empty(self, session_key: SessionKey) -> bool:
+        """Delete the document and the segments of a session that holds no turn; False when it
+        holds one."""
+        ...
+
+    async def with_expired_turns(self, *, before: datetime, limit: int = PAGE) -> list[SessionKey]:
+        """Keys of sessions that hold turns which expired before this moment."""
+        ...
+
+    async def ended(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
+        """Sessions whose `expires_at` lies before this moment, and those marked `erasing`."""
+        ...
+
+
+class SegmentsStore(Protocol):
+    """What each compaction took out of the log."""
+
+    async def put(self, segment: Segment) -> None: ...
+
+    async def of(self, session_key: SessionKey, *, now: datetime) -> list[Segment]: ...
+
+    async def delete(self, session_key: SessionKey) -> None: ...
+
+
+class WorkStore(Protocol):
+    """What projections still have to do, and what they cannot take."""
+
+    async def pending(
+        self, *, user_key: UserKey | None = None, finished: bool = False, limit: int = PAGE
+    ) -> list[SessionKey]:
+        """Keys of sessions with turns that some projection has not seen, oldest first; with
+        `finished`, of those alone in which such a turn has ended."""
         ...
 
     async def pending_since(self) -> datetime | None:
         """Since when the ended turn waits that has been pending for longest."""
         ...
 
-    async def pending_reruns(self, session_key: str, *, through: int, limit: int) -> list[Turn]:
+    async def pending_reruns(
+        self, session_key: SessionKey, *, through: int, limit: int
+    ) -> list[Turn]:
         """Ended turns up to `through` that ran again and are pending, oldest first."""
         ...
 
-    async def settle(
-        self, session_key: str, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+    async def mark_projected(
+        self, session_key: SessionKey, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
     ) -> None:
         """Ended turns up to `through` are pending no longer; those that ran again only if
         `reruns` names their id with the attempt that they are at."""
         ...
 
-    async def set_aside(self, message_id: str, *, reason: str, now: datetime) -> bool:
+    async def mark_poisoned(self, message_id: MessageId, *, reason: str, now: datetime) -> bool:
         """This message could not be projected; it is listed as long as its turn is there and is
         not run or projected anew as a whole. False when its turn is gone."""
         ...
 
-    async def aside(self, *, limit: int = PAGE) -> list[Aside]:
+    async def poisoned(self, *, limit: int = PAGE) -> list[PoisonedMessage]:
         """The messages that were set aside, the earliest first."""
         ...
 
-    async def unsettle(self) -> None:
+    async def mark_all_pending(self) -> None:
         """Every living turn is pending again, every watermark of the index 0, none set aside."""
         ...
 
-    async def unsettle_dense(self, *, reset: bool) -> None:
+    async def mark_dense_pending(self, *, reset: bool) -> None:
         """Turns that lack dense vectors are pending again; with `reset`, all of them are, and
         none is set aside."""
         ...
 
-    async def session(self, key: str) -> Session | None: ...
 
-    async def sessions(
-        self, user_key: str, *, before: tuple[datetime, str] | None, limit: int
-    ) -> list[Session]:
-        """By last activity, newest first; `before` = (updated_at, key) of the last one seen."""
+class SignalsStore(Protocol):
+    """What processes tell the one that runs a turn."""
+
+    async def send(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
+        """Tell the process that runs this attempt of the turn that it is to end, or until when
+        somebody elsewhere reads along."""
         ...
 
-    async def put_session(self, session: Session) -> bool:
-        """Insert; False when it exists."""
+    async def read(self, turns: Sequence[Turn]) -> dict[str, Signal]:
+        """What was signalled to these attempts, by turn id."""
         ...
 
-    async def change_session(
-        self, key: str, changes: Mapping[str, Any], *, unchanged: Session | None = None
-    ) -> bool:
-        """Set fields. With `unchanged` only if the session still has that one's summary version,
-        is in the same life of its (`created_at`, `first_seq`) and is not being erased."""
-        ...
 
-    async def claim(self, key: str, *, worker: str, until: datetime, now: datetime) -> bool:
-        """Take the session for `worker` until then, unless another worker has it still. False,
-        too, for a session without a document. Claimed again, it is prolonged."""
-        ...
+class Store(Protocol):
+    """A store, in facets: a consumer takes the ones it uses, a cache or a cipher wraps one."""
 
-    async def release(self, key: str, *, worker: str) -> None:
-        """Give a claim back; harmless when it is another's by now."""
-        ...
+    embedded: bool  # one process owns it: what that process did not write, nobody writes
 
-    async def put_segment(self, segment: Segment) -> None: ...
+    @property
+    def turns(self) -> TurnsStore: ...
 
-    async def segments(self, session_key: str, *, now: datetime) -> list[Segment]: ...
+    @property
+    def sessions(self) -> SessionsStore: ...
 
-    async def delete_session(self, session_key: str, *, through: int | None = None) -> int:
-        """Delete segments, turns, then the session document; returns the number of turns. With
-        `through`, turns that begin after this seq stay, and the document too."""
-        ...
+    @property
+    def segments(self) -> SegmentsStore: ...
 
-    async def drop_segments(self, session_key: str) -> None: ...
+    @property
+    def work(self) -> WorkStore: ...
 
-    async def expired_sessions(self, *, before: datetime, limit: int = PAGE) -> list[str]:
-        """Keys of sessions that hold turns which expired before this moment."""
-        ...
+    @property
+    def signals(self) -> SignalsStore: ...
 
-    async def delete_expired(self, session_keys: Sequence[str], *, before: datetime) -> int:
-        """Delete these sessions' segments and turns that expired before this moment; returns
-        the number of turns."""
-        ...
+    async def open(self) -> None: ...
 
-    async def forget_session(self, session_key: str) -> bool:
-        """Delete the document and the segments of a session that holds no turn; False when it
-        holds one."""
-        ...
+    async def close(self) -> None: ...
 
-    async def ended_sessions(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
-        """Sessions whose `expires_at` lies before this moment, and those marked `erasing`."""
-        ...
+    async def ping(self) -> None: ...

@@ -23,9 +23,9 @@ from memory.config import MemoryConfig
 from memory.context.assembly import SUMMARY_FENCE_TOKENS
 from memory.errors import SessionBusy, StrataError
 from memory.locks import SessionLocks
-from memory.models import NEVER, Message, Segment, Session, Summary, Turn, now
+from memory.models import NEVER, Message, Segment, Session, SessionKey, Summary, Turn, now
 from memory.sessions.lifetime import expiry_of
-from memory.stores.base import PAGE, TurnStore
+from memory.stores.base import PAGE, Store
 from memory.summary.summarizer import (
     FOLD_AT,
     Summarizer,
@@ -61,7 +61,7 @@ class RollingSummary:
     def __init__(
         self,
         *,
-        store: TurnStore,
+        store: Store,
         counter: TokenCounter,
         config: MemoryConfig,
         locks: SessionLocks,
@@ -78,7 +78,7 @@ class RollingSummary:
         self._room_left: dict[str, float] = {}
         self._news = asyncio.Event()
 
-    def request(self, session_key: str, *, added_tokens: int | None = None) -> None:
+    def request(self, session_key: SessionKey, *, added_tokens: int | None = None) -> None:
         """Look at this session soon. With `added_tokens`, only once as much has been added as
         the last look left room for."""
         room = self._room_left.pop(session_key, None)
@@ -108,12 +108,12 @@ class RollingSummary:
             except Exception:  # the edge of a task: one session must not stop the others
                 log.exception("fold.crashed", session=key)
 
-    async def fold(self, key: str) -> None:
+    async def fold(self, key: SessionKey) -> None:
         """Fold until the turns after the summary fit the window again."""
         if self._config.budget.summary_tokens == 0 or self._config.budget.window_tokens == 0:
             return
         for _round in range(MAX_ROUNDS):
-            session = await self._store.session(key)
+            session = await self._store.sessions.get(key)
             if session is None or session.erasing:
                 return
             if session.summary.unfiled is not None:
@@ -134,7 +134,7 @@ class RollingSummary:
                 return
             await self._fold(session, turns)
 
-    def _note_room(self, key: str, turns: Sequence[Turn]) -> None:
+    def _note_room(self, key: SessionKey, turns: Sequence[Turn]) -> None:
         """How many tokens may come before this session has to be looked at again."""
         if len(self._room_left) > KNOWN_SESSIONS:
             self._room_left.clear()
@@ -148,7 +148,7 @@ class RollingSummary:
         tokens = 0
         moment = now()
         while tokens < enough:
-            page = await self._store.range(session.key, after=covered, limit=PAGE)
+            page = await self._store.turns.range(session.key, after=covered, limit=PAGE)
             living = [turn for turn in page if turn.expires_at > moment]
             turns += living
             tokens += sum(turn_tokens(turn, self._counter) for turn in living)
@@ -229,7 +229,7 @@ class RollingSummary:
         """Those of this life of the session, up to what the summary covers."""
         horizon = self._refold_horizon()
         last = session.summary.unfiled
-        filed = await self._store.segments(session.key, now=horizon)
+        filed = await self._store.segments.of(session.key, now=horizon)
         found = [s for s in filed if last is None or s.first_seq < last.first_seq]
         if last is not None and last.expires_at > horizon:
             found.append(last)
@@ -254,7 +254,7 @@ class RollingSummary:
         async with self._alone(session.key):
             if summary.expires_at <= now():  # a part of it expired while it was written
                 return
-            if not await self._store.change_session(
+            if not await self._store.sessions.change(
                 session.key, {"summary": summary}, unchanged=session
             ):
                 return  # another was first, or it was erased
@@ -272,7 +272,7 @@ class RollingSummary:
     async def _file(self, session: Session) -> None:
         """What a crash left: the segment of a summary that was committed."""
         async with self._alone(session.key):
-            current = await self._store.session(session.key)
+            current = await self._store.sessions.get(session.key)
             if current is not None and not current.erasing:
                 await self._put(current)
 
@@ -282,12 +282,12 @@ class RollingSummary:
         if segment is None:
             return
         if segment.expires_at > now():
-            await self._store.put_segment(segment)
+            await self._store.segments.put(segment)
         filed = msgspec.structs.replace(session.summary, unfiled=None)
-        await self._store.change_session(session.key, {"summary": filed}, unchanged=session)
+        await self._store.sessions.change(session.key, {"summary": filed}, unchanged=session)
 
     @asynccontextmanager
-    async def _alone(self, key: str) -> AsyncIterator[None]:
+    async def _alone(self, key: SessionKey) -> AsyncIterator[None]:
         """No other worker projects or erases the session meanwhile. Raises SessionBusy when one
         does for long."""
         seconds = CLAIM_LEASES * self._config.session.lease
@@ -295,12 +295,14 @@ class RollingSummary:
         while True:
             async with self._locks.of(key):
                 until = expiry_of(now(), seconds)
-                ours = await self._store.claim(key, worker=self._worker, until=until, now=now())
-                if ours or await self._store.session(key) is None:
+                ours = await self._store.sessions.claim(
+                    key, worker=self._worker, until=until, now=now()
+                )
+                if ours or await self._store.sessions.get(key) is None:
                     try:
                         yield
                     finally:
-                        await self._store.release(key, worker=self._worker)
+                        await self._store.sessions.release(key, worker=self._worker)
                     return
             if time.monotonic() > give_up:
                 raise SessionBusy(1.0)

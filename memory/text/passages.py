@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import date
 from typing import NamedTuple
 
-from memory.models import Message
+from memory.models import Message, MessageId
 
 WHOLE_CHARACTERS = 520
 PIECE_CHARACTERS = 400
@@ -74,7 +74,7 @@ def sentences(text: str, *, longest: int) -> list[Span]:
     return found
 
 
-def point_id(message_id: str, passage: int) -> str:
+def point_id(message_id: MessageId, passage: int) -> str:
     return str(uuid.uuid5(_NAMESPACE, f"{message_id}#{passage}"))
 
 

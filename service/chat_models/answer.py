@@ -15,7 +15,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.outputs import ChatGenerationChunk
 
-from memory.models import ChatMessage, TurnError
+from memory.models import TurnError
+from memory.receipt import ChatMessage
 from memory.summary.summarizer import prompt as summary_prompt
 from memory.tokens import TokenCounter
 from service.config.settings import ModelConfig, Settings

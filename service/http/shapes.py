@@ -12,16 +12,8 @@ from msgspec import Meta
 from memory.config import BudgetConfig, parse_duration
 from memory.errors import InvalidInput
 from memory.log.transitions import Incoming
-from memory.models import (
-    NEVER,
-    ChatMessage,
-    Message,
-    RecallScope,
-    Receipt,
-    Session,
-    Turn,
-    TurnError,
-)
+from memory.models import NEVER, Message, RecallScope, Session, Turn, TurnError
+from memory.receipt import ChatMessage, Receipt
 
 SESSION_ID = re.compile(r"\A[A-Za-z0-9._:-]{1,128}\Z")
 MAX_MESSAGES = 1000

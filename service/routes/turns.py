@@ -228,7 +228,7 @@ class Turns(Controller):
         if producer is not None:
             producer.stop("cancelled")
         elif turn.status == "running":
-            await services.strata.store.signal(turn, cancel=True, watched=None)
+            await services.strata.store.signals.send(turn, cancel=True, watched=None)
         return CancelOut(turn.id, turn.status)
 
 

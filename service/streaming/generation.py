@@ -19,9 +19,10 @@ import structlog
 from langchain_core.language_models import BaseChatModel
 
 from memory.errors import StoreUnavailable, TurnLost, reason
-from memory.models import Context, Receipt, Turn, TurnError, TurnStatus, now
+from memory.models import Turn, TurnError, TurnStatus, now
 from memory.open_turn import OpenTurn
 from memory.orchestrator import Memory
+from memory.receipt import Context, Receipt
 from memory.turn_request import TurnRequest
 from service.chat_models.answer import ModelFailed, stream_answer
 from service.config.settings import Settings

@@ -9,7 +9,7 @@ import structlog
 
 from memory.errors import StoreUnavailable
 from memory.models import Turn
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from service.streaming.checkpoints import AT_ONCE
 from service.streaming.events import run_of
 from service.streaming.generation import Generation
@@ -57,7 +57,7 @@ class AnswerRegistry:
         """The producer of this attempt, if it runs here."""
         return self._runs.get(run_of(turn))
 
-    async def listen(self, store: TurnStore) -> None:
+    async def listen(self, store: Store) -> None:
         """Heed what other workers signal to turns that run here, until cancelled."""
         while True:
             await asyncio.sleep(SIGNAL_SECONDS)
@@ -65,7 +65,7 @@ class AnswerRegistry:
             if not turns:
                 continue
             try:
-                signals = await store.signals(list(turns.values()))
+                signals = await store.signals.read(list(turns.values()))
             except StoreUnavailable:
                 continue  # the next time
             except Exception:  # the edge of a task: it must outlive any single failure

@@ -73,7 +73,7 @@ async def replay(services: Services, user: User, turn: Turn, place: Place) -> As
         if time.monotonic() - watched >= WATCH_EVERY_SECONDS:
             watched = time.monotonic()
             with suppress(StoreUnavailable):
-                await services.strata.store.signal(turn, watched=now() + WATCHED)
+                await services.strata.store.signals.send(turn, watched=now() + WATCHED)
         await asyncio.sleep(POLL_SECONDS)
         if services.answers.draining and not services.answers:
             return  # no end: the client comes back to another worker

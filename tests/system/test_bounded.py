@@ -21,7 +21,7 @@ from evals.speed.bench import (
     user_texts,
 )
 from memory.config import BudgetConfig
-from memory.models import ChatMessage
+from memory.receipt import ChatMessage
 from memory.tokens import TiktokenCounter, count_messages
 
 # Turns 17 to 24 of short sessions against as many of the long one, in turns.

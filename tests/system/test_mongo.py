@@ -109,20 +109,20 @@ def started(seq: int = 1, token: str = "mine") -> Turn:
 async def test_a_turn_takes_two_reads_one_insert_and_one_update(mongo_url: str) -> None:
     commands = Commands()
     async with opened(mongo_url, listeners=[commands]) as store:
-        await store.append(dialogue([("q", "a")] * 40))
-        await store.put_session(new_session(USER.key, SESSION, NOON))
+        await store.turns.append(dialogue([("q", "a")] * 40))
+        await store.sessions.put(new_session(USER.key, SESSION, NOON))
         commands.take()
-        assert len((await store.load(KEY)).turns) == 40
+        assert len((await store.turns.load(KEY)).turns) == 40
         assert commands.take() == ["find", "find"]
-        await store.append([started(81)])
+        await store.turns.append([started(81)])
         assert commands.take() == ["insert"]
-        await store.save(finished(started(81)))
+        await store.turns.save(finished(started(81)))
         assert commands.take() == ["update"]
-        await store.turns([turn("q", seq=n).id for n in range(1, 81)], now=NOON)
+        await store.turns.get_many([turn("q", seq=n).id for n in range(1, 81)], now=NOON)
         assert commands.take() == ["find"]
-        await store.history(KEY, now=NOON, before=None, first=1, limit=200)
+        await store.turns.history(KEY, now=NOON, before=None, first=1, limit=200)
         assert commands.take() == ["find"]
-        await store.user_turns(USER.key, now=NOON, limit=200)
+        await store.turns.of_user(USER.key, now=NOON, limit=200)
         assert commands.take() == ["find"]
 
 
@@ -163,7 +163,7 @@ async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_u
     with Proxy(*mongo.address) as proxy:
         url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
         async with opened(url) as store:
-            await asyncio.gather(*(store.load(KEY) for _ in range(3)))  # opens connections
+            await asyncio.gather(*(store.turns.load(KEY) for _ in range(3)))  # opens connections
             proxy.mode("latency", seconds=0.4)
 
             async def least_seconds(call: Callable[[int], Coroutine[Any, Any, Any]]) -> float:
@@ -174,7 +174,7 @@ async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_u
                     seconds.append(time.monotonic() - began)
                 return min(seconds)
 
-            assert 0.4 <= await least_seconds(lambda _: store.load(KEY)) < 0.75
+            assert 0.4 <= await least_seconds(lambda _: store.turns.load(KEY)) < 0.75
             memory = bare(store).memory
 
             async def accept(n: int) -> None:
@@ -271,8 +271,8 @@ async def test_a_store_that_is_away_is_told_in_time_and_comes_back(
     with Proxy(*mongo.address) as proxy:
         url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
         async with opened(url, timeout_seconds=DEADLINE_SECONDS) as store:
-            await store.append([started(1)])
-            await store.put_session(new_session(USER.key, SESSION, NOON))
+            await store.turns.append([started(1)])
+            await store.sessions.put(new_session(USER.key, SESSION, NOON))
             proxy.mode(mode, **FAULTS[mode])  # type: ignore[arg-type]
 
             async def is_told(call: Coroutine[Any, Any, Any]) -> None:
@@ -284,22 +284,22 @@ async def test_a_store_that_is_away_is_told_in_time_and_comes_back(
 
             await is_told(store.ping())
             await asyncio.gather(
-                is_told(store.load(KEY)),
-                is_told(store.append([turn("lost", seq=3, token="lost")])),
-                is_told(store.save(finished(started(1)))),
-                is_told(store.change_session(KEY, {"title": "lost"})),
-                is_told(store.delete_session("nobody.nothing")),
-                is_told(store.pending()),
+                is_told(store.turns.load(KEY)),
+                is_told(store.turns.append([turn("lost", seq=3, token="lost")])),
+                is_told(store.turns.save(finished(started(1)))),
+                is_told(store.sessions.change(KEY, {"title": "lost"})),
+                is_told(store.sessions.delete("nobody.nothing")),
+                is_told(store.work.pending()),
                 is_told(MongoStore(url, timeout_seconds=DEADLINE_SECONDS).open()),
             )
             proxy.mode("pass")
             deadline = time.monotonic() + 10
             while True:
                 with suppress(StoreUnavailable):
-                    await store.append([turn("back", seq=5, token="back")])
+                    await store.turns.append([turn("back", seq=5, token="back")])
                     break
                 assert time.monotonic() < deadline
-            found = {one.token: one for one in (await store.load(KEY)).turns}
+            found = {one.token: one for one in (await store.turns.load(KEY)).turns}
             assert {"mine", "back"} <= set(found)
 
 
@@ -309,7 +309,7 @@ async def test_many_calls_into_a_black_hole_all_end_in_time(mongo: Mongo, mongo_
         async with opened(url, timeout_seconds=DEADLINE_SECONDS) as store:
             proxy.mode("blackhole")
             began = time.monotonic()
-            calls = [store.append([turn("lost", seq=n)]) for n in range(1, 101)]
+            calls = [store.turns.append([turn("lost", seq=n)]) for n in range(1, 101)]
             told = await asyncio.gather(*calls, return_exceptions=True)
             assert time.monotonic() - began < LATE_SECONDS
             assert {type(one) for one in told} == {StoreUnavailable}
@@ -367,7 +367,7 @@ async def test_several_workers_may_start_on_an_empty_database_at_once(mongo_url:
     await asyncio.gather(*(store.open() for store in stores))
     racers = [turn("q", token=str(n)) for n in range(4)]
     won = await asyncio.gather(
-        *(store.append([racer]) for store, racer in zip(stores, racers, strict=True))
+        *(store.turns.append([racer]) for store, racer in zip(stores, racers, strict=True))
     )
     assert sorted(won) == [0, 0, 0, 1]
     await asyncio.gather(*(store.close() for store in stores))
@@ -381,7 +381,7 @@ async def test_the_server_deletes_what_expired_when_no_worker_runs(
 ) -> None:
     moment = now()
     async with opened(mongo_url, purge_grace_seconds=0.0) as store:
-        await store.append(
+        await store.turns.append(
             [
                 turn("canary", seq=1, expires=moment + timedelta(seconds=1)),
                 turn("young", seq=2, expires=moment + timedelta(days=1)),
@@ -389,7 +389,7 @@ async def test_the_server_deletes_what_expired_when_no_worker_runs(
             ]
         )
         for first, expires in ((1, moment), (5, moment + timedelta(days=1))):
-            await store.put_segment(
+            await store.segments.put(
                 Segment(
                     session_key=KEY,
                     first_seq=first,
@@ -416,30 +416,30 @@ async def test_every_hot_query_is_served_by_an_index(full_mongo: Mongo, mongo_ur
     async with opened(mongo_url, listeners=[commands]) as store:
         for user in (USER, *users):
             for name in ("one", "two"):
-                await store.append(dialogue([("q", "a")] * 30, user=user, session=name))
-                await store.put_session(new_session(user.key, name, NOON))
-                await store.settle(session_key(user.key, name), through=58)
+                await store.turns.append(dialogue([("q", "a")] * 30, user=user, session=name))
+                await store.sessions.put(new_session(user.key, name, NOON))
+                await store.work.mark_projected(session_key(user.key, name), through=58)
         key = session_key(USER.key, "one")
         one = turn("q", session="one", seq=1)
         commands.sent.clear()
-        await store.load(key)
-        await store.turns([one.id], now=NOON)
-        await store.turn(one.id, now=NOON)
-        await store.by_idempotency(USER.key, [one.idempotency])
-        await store.history(key, now=NOON, before=31, first=1, limit=10)
-        await store.range(key, after=50, limit=10)
-        await store.user_turns(USER.key, now=NOON, limit=10)
-        await store.user_turns(USER.key, now=NOON, limit=10, before=(NOON, one.id))
-        await store.sessions(USER.key, before=None, limit=10)
-        await store.pending(user_key=USER.key)
-        await store.pending()
-        await store.expired_sessions(before=NOON)
-        await store.ended_sessions(before=NOON)
-        await store.settle(key, through=58)
-        await store.segments(key, now=NOON)
-        await store.pending_since()
-        await store.pending_reruns(key, through=58, limit=10)
-        await store.aside()
+        await store.turns.load(key)
+        await store.turns.get_many([one.id], now=NOON)
+        await store.turns.get(one.id, now=NOON)
+        await store.turns.by_idempotency(USER.key, [one.idempotency])
+        await store.turns.history(key, now=NOON, before=31, first=1, limit=10)
+        await store.turns.range(key, after=50, limit=10)
+        await store.turns.of_user(USER.key, now=NOON, limit=10)
+        await store.turns.of_user(USER.key, now=NOON, limit=10, before=(NOON, one.id))
+        await store.sessions.page(USER.key, before=None, limit=10)
+        await store.work.pending(user_key=USER.key)
+        await store.work.pending()
+        await store.sessions.with_expired_turns(before=NOON)
+        await store.sessions.ended(before=NOON)
+        await store.work.mark_projected(key, through=58)
+        await store.segments.of(key, now=NOON)
+        await store.work.pending_since()
+        await store.work.pending_reruns(key, through=58, limit=10)
+        await store.work.poisoned()
     database = full_mongo.client[urlsplit(mongo_url).path[1:]]
     asked = list(commands.sent)
     assert len(asked) >= 15
@@ -467,7 +467,7 @@ async def test_no_acknowledged_turn_is_lost_when_the_server_is_killed(
         while not stopping.is_set():
             new = turn(f"{name} {seq}", "answer", seq=seq, session=name)
             try:
-                if await store.append([new]):
+                if await store.turns.append([new]):
                     acknowledged[new.id] = new.session_key
                 seq += 2  # taken: the answer was lost, the turn was not
             except StoreUnavailable:
@@ -489,7 +489,7 @@ async def test_no_acknowledged_turn_is_lost_when_the_server_is_killed(
         stored = set()
         for key in set(acknowledged.values()):
             after = 0
-            while page := await store.range(key, after=after, limit=200):
+            while page := await store.turns.range(key, after=after, limit=200):
                 stored |= {one.id for one in page}
                 after = page[-1].last_seq
     assert set(acknowledged) - stored == set()

@@ -61,13 +61,13 @@ async def test_a_session_that_another_worker_projects_is_left_to_it(
         await strata.projector.settled()
         await say(strata, "My cat is called Shortbread.")
         ends = now() + timedelta(seconds=1)
-        assert await strata.store.claim(KEY, worker="other", until=ends, now=now())
+        assert await strata.store.sessions.claim(KEY, worker="other", until=ends, now=now())
         assert not await strata.projector.run_once()
-        assert await strata.store.pending() == [KEY]
+        assert await strata.store.work.pending() == [KEY]
         # Its worker has died: the claim ends, and the work is found again.
         await until(strata.projector.run_once)
         await strata.projector.settled()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
 
 
 async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
@@ -77,7 +77,7 @@ async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
         await say(strata, "My dog is called Biscuit.")
         await strata.projector.settled()
         ends = now() + timedelta(seconds=1)
-        assert await strata.store.claim(KEY, worker="other", until=ends, now=now())
+        assert await strata.store.sessions.claim(KEY, worker="other", until=ends, now=now())
         erasing = asyncio.create_task(strata.history.delete_session(USER, SESSION))
         await asyncio.sleep(0)
 
@@ -88,6 +88,6 @@ async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
         assert not erasing.done()
         await erasing
         assert now() >= ends
-        assert await strata.store.session(KEY) is None
+        assert await strata.store.sessions.get(KEY) is None
         assert strata.index is not None
         assert await strata.index.count(USER.key) == 0

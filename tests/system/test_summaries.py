@@ -148,9 +148,9 @@ async def filed(url: str, seen: Checked, client: httpx.AsyncClient) -> bool:
     await store.open()
     try:
         key = session_key(User(TENANT, USER).key, SESSION)
-        session = await store.session(key)
+        session = await store.sessions.get(key)
         assert session is not None
-        segments = await store.segments(key, now=now())
+        segments = await store.segments.of(key, now=now())
         last = session.summary.unfiled
         if last is not None:
             segments = [s for s in segments if s.first_seq != last.first_seq] + [last]

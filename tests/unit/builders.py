@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.embeddings import Embeddings
 
@@ -21,6 +21,7 @@ from memory.indexes.base import Hits, Point, VectorIndex
 from memory.models import NEVER, Message, MessageStatus, Role, Turn, TurnStatus
 from memory.models import session_key as key_of
 from memory.models import turn_id as id_of
+from memory.stores.base import Store
 from memory.strata import _load_model, make_index, make_store, put_together
 from memory.tokens import TiktokenCounter
 
@@ -184,7 +185,7 @@ async def assembled(
     )
     await store.open()
     if await index.open():
-        await store.unsettle()
+        await store.work.mark_all_pending()
     loading = asyncio.create_task(_load_model(strata))
     try:
         yield strata
@@ -245,10 +246,40 @@ class LateModel(DenseModel):
         self.state = "ready"
 
 
+class StoreAround:
+    """Passes everything on to a real store; subclasses look at, or break, calls of its facets."""
+
+    def __init__(self, inner: Store, *, embedded: bool | None = None) -> None:
+        self.inner = inner
+        self.embedded = inner.embedded if embedded is None else embedded
+        self.turns, self.sessions, self.segments, self.work, self.signals = (
+            cast(Any, _FacetAround(self, name))
+            for name in ("turns", "sessions", "segments", "work", "signals")
+        )
+
+    async def call(
+        self, name: str, method: Callable[..., Awaitable[Any]], *given: Any, **named: Any
+    ) -> Any:
+        """One call of a facet's method, as `turns.append`."""
+        return await method(*given, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class _FacetAround:
+    def __init__(self, store: StoreAround, facet: str) -> None:
+        self._store, self._facet = store, facet
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(getattr(self._store.inner, self._facet), name)
+        return partial(self._store.call, f"{self._facet}.{name}", method)
+
+
 class IndexAround:
     """Passes everything on to a real index; subclasses break one thing."""
 
-    in_process = True
+    embedded = True
 
     def __init__(self, inner: VectorIndex) -> None:
         self.inner = inner

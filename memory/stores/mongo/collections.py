@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memory.models import NEVER, Segment, Session, Turn, turn_id
+from memory.models import NEVER, Segment, Session, SessionKey, Turn, turn_id
 
 COLLECTIONS = TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
 JSON_TEXT = ("metadata", "usage")
@@ -60,7 +60,7 @@ INDEXES = (
 )  # fmt: skip
 
 
-def owner(key: str) -> str:
+def owner(key: SessionKey) -> str:
     """The user key, with which every id begins."""
     return key.partition(".")[0]
 
@@ -70,19 +70,19 @@ def at(id_: str) -> Document:
     return {"_id": id_, "user_key": owner(id_)}
 
 
-def within(session_key: str) -> Document:
+def within(session_key: SessionKey) -> Document:
     """The filter for the segments of one session."""
     return {"user_key": owner(session_key), "session_key": session_key}
 
 
-def turns_of(session_key: str, *, first: int = 0, before: int | None = None) -> Document:
+def turns_of(session_key: SessionKey, *, first: int = 0, before: int | None = None) -> Document:
     """The filter for the turns of a session with `first` ≤ seq < `before`."""
     end = min(before, LAST_SEQ) if before is not None else LAST_SEQ
     ids = {"$gte": turn_id(session_key, max(0, first)), "$lt": turn_id(session_key, end)}
     return {"user_key": owner(session_key), "_id": ids}
 
 
-def later_than(session_key: str, seq: int) -> Document:
+def later_than(session_key: SessionKey, seq: int) -> Document:
     """The filter for the turns of a session that end after message `seq`."""
     # A turn has at most two messages, so `seq` bounds its first one too: that one is in the index.
     return {**turns_of(session_key, first=seq), "last_seq": {"$gt": seq}}
@@ -114,7 +114,7 @@ def turn_document(turn: Turn, grace_seconds: float) -> Document:
     return {"_id": document.pop("id"), **document, **purge_at(turn.expires_at, grace_seconds)}
 
 
-def pending(session_key: str, since: datetime) -> Document:
+def pending(session_key: SessionKey, since: datetime) -> Document:
     return {"pending_since": since, "pending_in": session_key}
 
 

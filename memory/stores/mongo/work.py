@@ -1,13 +1,14 @@
-"""What is pending in MongoDB, and what was set aside: found by sparse indexes, changed by pages."""
+"""What projections still have to do in MongoDB, and what they cannot take: found by sparse
+indexes, changed by pages."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 
-from memory.models import NEVER, Turn
+from memory.models import NEVER, MessageId, SessionKey, Turn, UserKey
 from memory.models import now as current
-from memory.stores.base import NO_RERUNS, PAGE, Aside
+from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
 from memory.stores.mongo.collections import (
     SESSIONS,
     TURNS,
@@ -19,51 +20,21 @@ from memory.stores.mongo.collections import (
     to_turn,
 )
 from memory.stores.mongo.connection import BATCH, Connection
-
-BARE = {"receipt": 0}
-NOT_ASIDE = {"$unset": {"aside_since": "", "aside": ""}}
+from memory.stores.mongo.turns import BARE, NOT_ASIDE, session_keys
 
 
-class MongoPending:
-    """The part of `MongoStore` that projections work by."""
-
-    _db: Connection
+class MongoWork:
+    def __init__(self, db: Connection) -> None:
+        self._db = db
 
     async def pending(
-        self, *, user_key: str | None = None, finished: bool = False, limit: int = PAGE
-    ) -> list[str]:
+        self, *, user_key: UserKey | None = None, finished: bool = False, limit: int = PAGE
+    ) -> list[SessionKey]:
         where: Document = {"status": {"$ne": "running"}} if finished else {}
         if user_key is not None:
             mine = {"$gt": f"{user_key}.", "$lt": f"{user_key}/"}  # "/" comes after "."
             where |= {"user_key": user_key, "pending_in": mine}
-        return await self._session_keys("pending_since", "pending_in", NEVER, where, limit)
-
-    async def _session_keys(
-        self, date: str, key: str, until: datetime, where: Document, limit: int
-    ) -> list[str]:
-        """Those in the field `key` of turns with a `date` up to `until`, the earliest first."""
-        found: dict[str, None] = {}
-        after: tuple[datetime, str] | None = None
-        while len(found) < limit:
-            page = await self._db.page(
-                TURNS,
-                {**where, date: {"$lte": until}},
-                by=(date, key),
-                after=after,
-                limit=BATCH,
-                show={"_id": 0, date: 1, key: 1},
-            )
-            found |= {document[key]: None for document in page}
-            if len(page) < BATCH:
-                break
-            after = page[-1][date], page[-1][key]  # leaps over the rest of a session on one date
-        return list(found)[:limit]
-
-    async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
-        # A running turn is pending: so it is in a sparse index.
-        where = {"pending_since": {"$lte": NEVER}, "status": "running", "until": {"$lt": before}}
-        found = await self._db.find(TURNS, where, limit=limit, show=BARE)
-        return [to_turn(document) for document in found]
+        return await session_keys(self._db, "pending_since", "pending_in", NEVER, where, limit)
 
     async def pending_since(self) -> datetime | None:
         waiting = {"pending_since": {"$lte": NEVER}, "status": {"$ne": "running"}}
@@ -71,14 +42,16 @@ class MongoPending:
         found = await self._db.find(TURNS, waiting, sort=order, limit=1, show=show)
         return found[0]["pending_since"] if found else None
 
-    async def pending_reruns(self, session_key: str, *, through: int, limit: int) -> list[Turn]:
+    async def pending_reruns(
+        self, session_key: SessionKey, *, through: int, limit: int
+    ) -> list[Turn]:
         where = {**_pending_in(session_key, through), "attempt": {"$gt": 1}}
         order = (("seq", 1),)
         found = await self._db.find(TURNS, where, sort=order, limit=limit, show=BARE)
         return [to_turn(document) for document in found]
 
-    async def settle(
-        self, session_key: str, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+    async def mark_projected(
+        self, session_key: SessionKey, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
     ) -> None:
         gone = {"$unset": {"pending_since": "", "pending_in": ""}}
         where = _pending_in(session_key, through)
@@ -86,26 +59,23 @@ class MongoPending:
         for id_, attempt in reruns.items():
             await self._db.update(TURNS, {**where, "_id": id_, "attempt": attempt}, gone)
 
-    async def set_aside(self, message_id: str, *, reason: str, now: datetime) -> bool:
+    async def mark_poisoned(self, message_id: MessageId, *, reason: str, now: datetime) -> bool:
         turn_id, _, part = message_id.rpartition(".")
         set_ = {"$set": {"aside_since": now, f"aside.{part}": reason}}
         return await self._db.update(TURNS, at(turn_id), set_)
 
-    async def aside(self, *, limit: int = PAGE) -> list[Aside]:
+    async def poisoned(self, *, limit: int = PAGE) -> list[PoisonedMessage]:
         where, order = {"aside_since": {"$lte": NEVER}}, (("aside_since", 1),)
         show = {"aside_since": 1, "aside": 1}
         found = await self._db.find(TURNS, where, sort=order, limit=limit, show=show)
         listed = [
-            Aside(f"{document['_id']}.{part}", reason, document["aside_since"])
+            PoisonedMessage(f"{document['_id']}.{part}", reason, document["aside_since"])
             for document in found
             for part, reason in sorted(document["aside"].items(), reverse=True)
         ]
         return listed[:limit]
 
-    async def _none_aside(self) -> None:
-        await self._db.update_all(TURNS, {"aside_since": {"$lte": NEVER}}, NOT_ASIDE)
-
-    async def unsettle(self) -> None:
+    async def mark_all_pending(self) -> None:
         await self._none_aside()
         # The watermarks first: a turn that is pending below its watermark would be settled.
         async for page in self._pages_of_sessions():
@@ -118,7 +88,7 @@ class MongoPending:
             await self._make_pending(key, after=0)
             after = f"{key};"  # ";" comes after ":"
 
-    async def unsettle_dense(self, *, reset: bool) -> None:
+    async def mark_dense_pending(self, *, reset: bool) -> None:
         if reset:
             await self._none_aside()
         async for page in self._pages_of_sessions():
@@ -128,6 +98,9 @@ class MongoPending:
                 through = 0 if reset else session["dense_through"]
                 if through < session["last_seq"]:
                     await self._make_pending(session["_id"], after=through)
+
+    async def _none_aside(self) -> None:
+        await self._db.update_all(TURNS, {"aside_since": {"$lte": NEVER}}, NOT_ASIDE)
 
     async def _pages_of_sessions(self) -> AsyncIterator[list[Document]]:
         show, after = {"last_seq": 1, "dense_through": 1}, ""
@@ -141,7 +114,7 @@ class MongoPending:
         where, zero = {"_id": {"$in": keys}}, {"$set": dict.fromkeys(watermarks, 0)}
         await self._db.update_many(SESSIONS, where, zero)
 
-    async def _make_pending(self, session_key: str, *, after: int) -> None:
+    async def _make_pending(self, session_key: SessionKey, *, after: int) -> None:
         moment = current()
         while page := await self._db.find(
             TURNS,
@@ -159,7 +132,7 @@ class MongoPending:
             after = page[-1]["last_seq"]
 
 
-def _pending_in(session_key: str, through: int) -> Document:
+def _pending_in(session_key: SessionKey, through: int) -> Document:
     """The filter for ended turns of a session that are pending."""
     return {
         "user_key": owner(session_key),

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from memory.models import Receipt, Segment, Session, Turn
+from memory.models import Segment, Session, Turn
+from memory.receipt import Receipt
 
 # `turns` has row ids: without them its large documents stand in the inner nodes of the tree, and
 # reading one costs three times as much.

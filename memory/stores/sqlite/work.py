@@ -1,4 +1,4 @@
-"""What is pending in the embedded store, and what was set aside."""
+"""What projections still have to do in the embedded store, and what they cannot take."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from memory.models import Turn, turn_of
+from memory.models import MessageId, SessionKey, Turn, UserKey, turn_of
 from memory.models import now as current
-from memory.stores.base import NO_RERUNS, PAGE, Aside
+from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
 from memory.stores.sqlite.database import Database
 from memory.stores.sqlite.rows import decode_session, decode_turn, put_session
 
@@ -21,14 +21,13 @@ PENDING_IN = (
 ATTEMPT = "json_extract(CAST(body AS TEXT), '$.attempt')"
 
 
-class SqlitePending:
-    """The part of `SqliteStore` that projections work by."""
-
-    _db: Database
+class SqliteWork:
+    def __init__(self, db: Database) -> None:
+        self._db = db
 
     async def pending(
-        self, *, user_key: str | None = None, finished: bool = False, limit: int = PAGE
-    ) -> list[str]:
+        self, *, user_key: UserKey | None = None, finished: bool = False, limit: int = PAGE
+    ) -> list[SessionKey]:
         chosen = "AND status != 'running' " if finished else ""
         chosen += "AND user_key = ?" if user_key else ""
         # Left alone, SQLite walks through all turns to have the groups in order.
@@ -38,11 +37,6 @@ class SqlitePending:
             (user_key, limit) if user_key else (limit,),
         )
 
-    async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
-        rows = await self._db.rows("SELECT body FROM turns WHERE status = 'running'", ())
-        running = map(decode_turn, rows)
-        return [turn for turn in running if turn.until and turn.until < before][:limit]
-
     async def pending_since(self) -> datetime | None:
         rows = await self._db.rows(
             "SELECT min(pending_since) FROM turns WHERE pending_since IS NOT NULL"
@@ -51,15 +45,17 @@ class SqlitePending:
         )
         return datetime.fromtimestamp(rows[0], UTC) if rows[0] is not None else None
 
-    async def pending_reruns(self, session_key: str, *, through: int, limit: int) -> list[Turn]:
+    async def pending_reruns(
+        self, session_key: SessionKey, *, through: int, limit: int
+    ) -> list[Turn]:
         rows = await self._db.rows(
             f"SELECT body FROM turns WHERE {PENDING_IN} AND {ATTEMPT} > 1 ORDER BY seq LIMIT ?",
             (session_key, through, limit),
         )
         return [decode_turn(body) for body in rows]
 
-    async def settle(
-        self, session_key: str, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+    async def mark_projected(
+        self, session_key: SessionKey, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
     ) -> None:
         settled = f"UPDATE turns SET pending_since = NULL WHERE {PENDING_IN} AND {ATTEMPT} = ?"
         values = (session_key, through)
@@ -71,7 +67,7 @@ class SqlitePending:
 
         await self._db.transaction(work)
 
-    async def set_aside(self, message_id: str, *, reason: str, now: datetime) -> bool:
+    async def mark_poisoned(self, message_id: MessageId, *, reason: str, now: datetime) -> bool:
         turn_id = turn_of(message_id)
 
         def work(db: sqlite3.Connection) -> bool:
@@ -83,17 +79,20 @@ class SqlitePending:
 
         return await self._db.transaction(work)
 
-    async def aside(self, *, limit: int = PAGE) -> list[Aside]:
-        def work(db: sqlite3.Connection) -> list[Aside]:
+    async def poisoned(self, *, limit: int = PAGE) -> list[PoisonedMessage]:
+        def work(db: sqlite3.Connection) -> list[PoisonedMessage]:
             rows = db.execute(
                 "SELECT message_id, reason, since FROM aside ORDER BY since, message_id LIMIT ?",
                 (limit,),
             )
-            return [Aside(i, reason, datetime.fromtimestamp(at, UTC)) for i, reason, at in rows]
+            return [
+                PoisonedMessage(i, reason, datetime.fromtimestamp(at, UTC))
+                for i, reason, at in rows
+            ]
 
         return await self._db.read(work)
 
-    async def unsettle(self) -> None:
+    async def mark_all_pending(self) -> None:
         def work(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM aside")
             db.execute("UPDATE turns SET pending_since = ?", (current().timestamp(),))
@@ -105,7 +104,7 @@ class SqlitePending:
 
         await self._db.transaction(work)
 
-    async def unsettle_dense(self, *, reset: bool) -> None:
+    async def mark_dense_pending(self, *, reset: bool) -> None:
         def work(db: sqlite3.Connection) -> None:
             if reset:
                 db.execute("DELETE FROM aside")

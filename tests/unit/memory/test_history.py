@@ -133,7 +133,7 @@ async def test_ended_sessions_do_not_cut_the_list_short(tmp_path: Path) -> None:
         for n in (2, 3, 4, 7):
             ending = {"ttl_seconds": 0.001, "expires_at": now()}
             await strata.history.session(USER, f"s{n}")
-            await strata.store.change_session(session_key(USER.key, f"s{n}"), ending)
+            await strata.store.sessions.change(session_key(USER.key, f"s{n}"), ending)
         await expired(now())
         expected = [f"s{n}" for n in (8, 6, 5, 1, 0)]
         for swept in (False, True):
@@ -178,8 +178,8 @@ async def test_memories_without_a_query_are_the_newest(strata: Strata) -> None:
 async def test_memories_are_filtered(strata: Strata) -> None:
     old = dialogue([("tea?", "green tea"), ("coffee?", "black tea")], at=NOON, session="one")
     new = dialogue([("more tea?", "white tea")], at=NOON + timedelta(days=1), session="two")
-    await strata.store.append(old)
-    await strata.store.append(new)
+    await strata.store.turns.append(old)
+    await strata.store.turns.append(new)
     await strata.settled()
     library = strata.history
     for query in (None, "tea"):
@@ -199,8 +199,10 @@ async def test_memories_are_filtered(strata: Strata) -> None:
 
 
 async def test_a_filter_that_little_passes_is_searched_to_its_end(strata: Strata) -> None:
-    await strata.store.append(dialogue([(f"question {n}", f"answer {n}") for n in range(40)]))
-    await strata.store.append([turn("the very first", at=NOON - timedelta(days=1), session="old")])
+    await strata.store.turns.append(dialogue([(f"question {n}", f"answer {n}") for n in range(40)]))
+    await strata.store.turns.append(
+        [turn("the very first", at=NOON - timedelta(days=1), session="old")]
+    )
     found = await strata.history.memories(USER, query=None, limit=21, role="user")
     assert texts(found.items) == [f"question {n}" for n in range(39, 18, -1)]
     found = await strata.history.memories(USER, query=None, limit=99, role="user")
@@ -252,11 +254,11 @@ async def test_a_search_without_an_index_says_so(strata: Strata) -> None:
 
 async def test_what_has_expired_is_listed_nowhere(strata: Strata) -> None:
     soon = now() + timedelta(seconds=1)
-    await strata.store.append([turn("The Canary.", "I see.", at=now(), expires=soon)])
+    await strata.store.turns.append([turn("The Canary.", "I see.", at=now(), expires=soon)])
     await strata.settled()
     assert len((await strata.history.memories(USER, query=None, limit=9)).items) == 2
     await eventually(lambda: now() > soon)
     assert (await strata.history.memories(USER, query=None, limit=9)).items == []
     assert (await strata.history.memories(USER, query="canary", limit=9)).items == []
     assert await all_sessions(strata, 9) == []
-    assert await strata.store.session(session_key(USER.key, SESSION)) is not None
+    assert await strata.store.sessions.get(session_key(USER.key, SESSION)) is not None

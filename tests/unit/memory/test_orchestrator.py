@@ -26,13 +26,14 @@ from memory.log.session_queue import SessionQueue
 from memory.models import Message, Turn, TurnError, now, session_key
 from memory.orchestrator import Memory
 from memory.recall.search import Recall
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from memory.tokens import count_messages
 from unit.builders import (
     SESSION,
     USER,
     IndexAround,
     LateModel,
+    StoreAround,
     config,
     counter,
     eventually,
@@ -49,7 +50,7 @@ def ask(question: str = "hello", **more: Any) -> TurnRequest:
 
 
 async def log_of(strata: Strata, key: str = KEY) -> list[Message]:
-    turns = await strata.store.range(key, after=0, limit=999)
+    turns = await strata.store.turns.range(key, after=0, limit=999)
     return [m for t in turns for m in t.messages]
 
 
@@ -58,7 +59,7 @@ def memory_over(
     *,
     index: VectorIndex | None = None,
     model: DenseModel | None = None,
-    store: TurnStore | None = None,
+    store: Store | None = None,
     **groups: dict[str, Any],
 ) -> Memory:
     """A second worker on the same stores, with some of its parts replaced."""
@@ -80,7 +81,7 @@ def memory_over(
 
 async def test_a_question_is_durable_before_a_model_is_called(strata: Strata) -> None:
     accepted = await strata.memory.accept(ask("My dog is called Bruno.", metadata={"a": 1}))
-    stored = await strata.store.turn(accepted.turn.id, now=now())
+    stored = await strata.store.turns.get(accepted.turn.id, now=now())
     assert stored is not None
     assert stored == accepted.turn
     assert (stored.status, stored.seq, stored.last_seq) == ("running", 1, 2)
@@ -100,7 +101,7 @@ async def test_an_answer_is_stored_with_its_receipt_and_frees_the_session(strata
         accepted, "Hi there", status="done", context=context, usage={"prompt_tokens": 9},
         finish_reason="stop", model="m",
     )  # fmt: skip
-    assert await strata.store.turn(done.id, now=now()) == done
+    assert await strata.store.turns.get(done.id, now=now()) == done
     assert done.assistant is not None
     assert (done.assistant.content, done.assistant.status) == ("Hi there", "done")
     assert done.assistant.tokens == counter().count("Hi there")
@@ -135,7 +136,7 @@ async def test_the_prefix_of_a_growing_session_stays_the_same(strata: Strata) ->
 async def test_flushing_keeps_the_answer_so_far_and_the_turn_running(strata: Strata) -> None:
     accepted = await strata.memory.accept(ask())
     await strata.memory.flush(accepted, "so far")
-    stored = await strata.store.turn(accepted.turn.id, now=now())
+    stored = await strata.store.turns.get(accepted.turn.id, now=now())
     assert stored is not None
     assert stored.assistant is not None
     assert (stored.status, stored.assistant.content) == ("running", "so far")
@@ -283,10 +284,11 @@ async def test_a_question_cancelled_while_it_is_stored_does_not_block_the_sessio
     class Holding(Racing):
         """Does not come back from an insert."""
 
-        async def append(self, turns: Sequence[Turn]) -> int:
-            await self._inner.append(turns)
-            await asyncio.Event().wait()
-            raise AssertionError
+        async def call(self, name: str, method: Any, *given: Any, **named: Any) -> Any:
+            result = await method(*given, **named)
+            if name == "turns.append":
+                await asyncio.Event().wait()
+            return result
 
     memory = memory_over(strata, store=Holding(strata.store, turn("x")))  # type: ignore[arg-type]
     leaver = asyncio.create_task(memory.accept(ask("half way")))
@@ -300,10 +302,10 @@ async def test_a_question_cancelled_while_it_is_stored_does_not_block_the_sessio
     assert leaver.cancelled()
     await say(strata, "afterwards")
     await strata.settled()
-    turns = await strata.store.range(KEY, after=0, limit=9)
+    turns = await strata.store.turns.range(KEY, after=0, limit=9)
     assert [t.status for t in turns][-1] == "done"
     assert "running" not in [t.status for t in turns]
-    assert await strata.store.pending() == []
+    assert await strata.store.work.pending() == []
 
 
 async def test_a_turn_whose_end_could_not_be_stored_is_interrupted_by_the_next(
@@ -323,7 +325,7 @@ async def test_a_turn_whose_end_could_not_be_stored_is_interrupted_by_the_next(
     with pytest.raises(TurnLost):
         await strata.memory.flush(lost, "too late")
     await strata.settled()
-    assert await strata.store.pending() == []
+    assert await strata.store.work.pending() == []
     found = await strata.memory.preview(ask("What is my dog called?", session_id="new"))
     assert "Bruno" in found.recall_block
 
@@ -341,21 +343,18 @@ async def test_a_process_that_stops_takes_no_more_turns(strata: Strata) -> None:
     assert len(await log_of(strata)) == 2
 
 
-class Racing:
+class Racing(StoreAround):
     """A store in which another worker inserts a turn just before our first insert."""
 
-    def __init__(self, inner: TurnStore, rival: Turn) -> None:
-        self._inner = inner
+    def __init__(self, inner: Store, rival: Turn) -> None:
+        super().__init__(inner)
         self._rival: Turn | None = rival
 
-    async def append(self, turns: Sequence[Turn]) -> int:
-        rival, self._rival = self._rival, None
+    async def call(self, name: str, method: Any, *given: Any, **named: Any) -> Any:
+        rival, self._rival = (self._rival, None) if name == "turns.append" else (None, self._rival)
         if rival is not None:
-            await self._inner.append([rival])
-        return await self._inner.append(turns)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+            await self.inner.turns.append([rival])
+        return await method(*given, **named)
 
 
 async def test_who_loses_a_race_for_a_seq_takes_the_next(strata: Strata) -> None:
@@ -453,7 +452,7 @@ async def test_times_are_kept_as_given_and_expiry_counts_from_recording(tmp_path
         await strata.memory.record(
             USER, SESSION, [Incoming(role="user", content="long ago", created_at=said)]
         )
-        (stored,) = await strata.store.range(KEY, after=0, limit=9)
+        (stored,) = await strata.store.turns.range(KEY, after=0, limit=9)
         assert stored.created_at == stored.messages[0].created_at == said
         assert stored.expires_at == stored.recorded_at + timedelta(hours=1)
         assert stored.recorded_at > now() - timedelta(minutes=1)
@@ -573,7 +572,7 @@ async def test_an_index_that_still_knows_the_dead_resurrects_nothing(tmp_path: P
         await say(strata, "My canary is called Xylophon.")
         await say(strata, "My canary sings.", session="other")
         await strata.settled()
-        await strata.store.delete_session(KEY)
+        await strata.store.sessions.delete(KEY)
         context = await strata.memory.preview(ask("canary?", session_id="new"))
         assert "sings" in context.recall_block
         assert "Xylophon" not in str(context)
@@ -583,7 +582,7 @@ async def test_without_an_index_recall_is_off_and_said_to_be(tmp_path: Path) -> 
     async with opened(tmp_path, index={"url": "none"}) as strata:
         await say(strata, "My dog is called Bruno.")
         await strata.settled()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         context = await strata.memory.preview(ask("What is my dog called?", session_id="new"))
         assert context.receipt.degraded == ("recall",)
         assert context.recall_block == ""

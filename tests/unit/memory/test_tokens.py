@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import memory
 from memory import tokens
-from memory.models import ChatMessage
+from memory.receipt import ChatMessage
 from memory.tokens import (
     EstimatedCounter,
     TiktokenCounter,

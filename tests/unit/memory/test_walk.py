@@ -158,7 +158,7 @@ class Walk:
             )
             assert await index.count(user.key) == points
         running = {session_key(user.key, session) for user, session in self.running}
-        assert set(await self.strata.store.pending()) == running
+        assert set(await self.strata.store.work.pending()) == running
 
 
 async def test_a_random_walk_loses_nothing_and_shows_nobody_elses(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from memory.config import BudgetConfig
 from memory.context.assembly import RULES, Material, assemble, check_question
 from memory.errors import BudgetExceeded
-from memory.models import Context, Layers, Recalled, Recollection, Summary, Turn
+from memory.models import Recalled, Recollection, Summary, Turn
 from memory.recall.packing import quoted
+from memory.receipt import Context, Layers
 from memory.text.passages import cut
 from memory.tokens import EstimatedCounter, TokenCounter, count_messages
 from memory.window import EARLIER, living

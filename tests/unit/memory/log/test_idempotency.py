@@ -28,8 +28,8 @@ from memory.models import Turn, TurnError, now, session_key
 from memory.open_turn import OpenTurn
 from memory.orchestrator import Memory
 from memory.recall.search import Recall
-from memory.stores.base import TurnStore
-from unit.builders import SESSION, USER, config, expired, opened, turn
+from memory.stores.base import Store
+from unit.builders import SESSION, USER, StoreAround, config, expired, opened, turn
 
 KEY = session_key(USER.key, SESSION)
 SOON = timedelta(seconds=3)
@@ -44,30 +44,24 @@ def ask(question: str = "What is it?", *, key: str | None = "k", **more: Any) ->
     return TurnRequest(**{**given, **more})
 
 
-class Other:
+class Other(StoreAround):
     """The store as one of several workers sees it; `acts` happen before or after the next call
-    of a method, as in `{"after rerun": act}`."""
+    of a method, as in `{"after_rerun": act}`."""
 
-    exclusive = False
-
-    def __init__(self, inner: TurnStore, **acts: Callable[[], Awaitable[Any]]) -> None:
-        self._inner = inner
+    def __init__(self, inner: Store, **acts: Callable[[], Awaitable[Any]]) -> None:
+        super().__init__(inner, embedded=False)
         self.acts = acts
 
     async def _act(self, when: str) -> None:
         if act := self.acts.pop(when, None):
             await act()
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._inner, name)
-
-        async def call(*given: Any, **named: Any) -> Any:
-            await self._act(f"before_{name}")
-            result = await method(*given, **named)
-            await self._act(f"after_{name}")
-            return result
-
-        return call
+    async def call(self, name: str, method: Any, *given: Any, **named: Any) -> Any:
+        name = name.rpartition(".")[2]
+        await self._act(f"before_{name}")
+        result = await method(*given, **named)
+        await self._act(f"after_{name}")
+        return result
 
 
 def worker(
@@ -102,7 +96,7 @@ async def fail(memory: Memory, text: str = "half an") -> Turn:
 
 
 async def log_of(strata: Strata) -> list[Turn]:
-    return await strata.store.range(KEY, after=0, limit=99)
+    return await strata.store.turns.range(KEY, after=0, limit=99)
 
 
 # --- what is repeated -------------------------------------------------------------------------
@@ -145,7 +139,7 @@ async def test_a_failed_turn_runs_again_with_its_question_once_in_the_prompt(
     assert (again.turn.id, again.turn.user, again.turn.attempt) == (first.id, first.user, 2)
     assert again.turn.token != first.token
     assert again.turn.recorded_at == first.recorded_at, "its 24 hours go on"
-    stored = await strata.store.turn(first.id, now=now())
+    stored = await strata.store.turns.get(first.id, now=now())
     assert stored == again.turn
     assert stored.assistant is not None
     assert (stored.status, stored.assistant.content, stored.error) == ("running", "", None)
@@ -193,7 +187,7 @@ async def test_a_turn_that_runs_elsewhere_is_told_at_once_until_its_lease_is_ove
     assert told.value.turn_id == theirs.turn.id
     assert told.value.retry_after_seconds > 0
     over = msgspec.structs.replace(theirs.turn, until=now() - SOON)
-    assert await strata.store.save(over)
+    assert await strata.store.turns.save(over)
     again = await mine.accept(ask())
     assert (again.turn.id, again.turn.attempt) == (theirs.turn.id, 2)
     await end(mine, again)
@@ -233,7 +227,7 @@ async def test_a_turn_that_the_session_has_left_behind_is_not_run_again(strata: 
         with pytest.raises(TurnSuperseded) as told:
             await memory.accept(ask())
         assert told.value.turn_id == first.id
-    assert await strata.store.turn(first.id, now=now()) == first
+    assert await strata.store.turns.get(first.id, now=now()) == first
     assert (await say(strata.memory, "and now?")).seq == 5, "the session is free"
 
 
@@ -253,7 +247,7 @@ async def test_an_old_key_counts_as_new(strata: Strata, old: str) -> None:
     before = turn("before", "then", at=moment - KEPT, idempotency="kk")
     if old == "expired":
         before = turn("before", "then", at=moment, expires=moment, idempotency="kk")
-    await strata.store.append([before])
+    await strata.store.turns.append([before])
     accepted = await strata.memory.accept(ask())
     assert (accepted.turn.seq, accepted.turn.attempt) == (3, 1)
     done = await end(strata.memory, accepted)
@@ -266,7 +260,7 @@ async def test_an_old_key_counts_as_new(strata: Strata, old: str) -> None:
 
 async def test_a_key_counts_until_its_day_is_over(strata: Strata) -> None:
     young = turn("before", "then", at=now() - KEPT + SOON * 100, idempotency="kk")
-    await strata.store.append([msgspec.structs.replace(young, body_hash="What is it?")])
+    await strata.store.turns.append([msgspec.structs.replace(young, body_hash="What is it?")])
     with pytest.raises(Answered):
         await strata.memory.accept(ask())
 
@@ -303,7 +297,7 @@ async def test_an_erased_turn_is_forgotten_with_its_key(strata: Strata) -> None:
 # --- who is cut off -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", ["before_append", "after_append", "after_turn"])
+@pytest.mark.parametrize("when", ["before_append", "after_append", "after_get"])
 @pytest.mark.parametrize("fault", ["cancelled", "store away"])
 async def test_a_request_that_breaks_off_while_it_is_accepted_blocks_nobody(
     strata: Strata, when: str, fault: str
@@ -358,11 +352,11 @@ async def test_a_turn_that_is_erased_while_it_begins_again_is_asked_anew(strata:
     await fail(strata.memory)
     store = Other(strata.store)
     for when in ("before_rerun", "after_rerun"):
-        store.acts[when] = lambda: strata.store.delete_session(KEY)
+        store.acts[when] = lambda: strata.store.sessions.delete(KEY)
         accepted = await worker(strata, store).accept(ask())
         assert (accepted.turn.seq, accepted.turn.attempt) == (1, 1)
         failed = msgspec.structs.replace(accepted.turn, status="failed")
-        assert await strata.store.save(failed)
+        assert await strata.store.turns.save(failed)
 
 
 # --- a retry, the next turn and a recording at the same moment ----------------------------------
@@ -381,7 +375,7 @@ async def test_a_retry_that_finds_a_later_turn_after_its_write_leaves_all_as_it_
     store.acts["before_rerun"] = act
     with pytest.raises(TurnSuperseded):
         await worker(strata, store).accept(ask())
-    stored = await strata.store.turn(first.id, now=now())
+    stored = await strata.store.turns.get(first.id, now=now())
     assert stored is not None
     assert msgspec.structs.replace(stored, token=first.token) == first
     await end(next_one, taken[0])
@@ -469,7 +463,7 @@ class Scheduler:
         self._waiting: list[asyncio.Event] = []
         self._busy = False
 
-    def store(self, inner: TurnStore) -> Any:
+    def store(self, inner: Store) -> Any:
         return _Scheduled(self, inner)
 
     async def turnstile(self) -> None:
@@ -498,23 +492,17 @@ class Scheduler:
         self._busy = False
 
 
-class _Scheduled:
-    exclusive = False
+class _Scheduled(StoreAround):
+    def __init__(self, scheduler: Scheduler, inner: Store) -> None:
+        super().__init__(inner, embedded=False)
+        self._scheduler = scheduler
 
-    def __init__(self, scheduler: Scheduler, inner: TurnStore) -> None:
-        self._scheduler, self._inner = scheduler, inner
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._inner, name)
-
-        async def call(*given: Any, **named: Any) -> Any:
-            await self._scheduler.turnstile()
-            try:
-                return await method(*given, **named)
-            finally:
-                self._scheduler.passed()
-
-        return call
+    async def call(self, name: str, method: Any, *given: Any, **named: Any) -> Any:
+        await self._scheduler.turnstile()
+        try:
+            return await method(*given, **named)
+        finally:
+            self._scheduler.passed()
 
 
 async def test_in_whatever_order_the_workers_write_the_log_is_whole(
@@ -523,7 +511,7 @@ async def test_in_whatever_order_the_workers_write_the_log_is_whole(
     """R7 with R4: a turn that failed, two retries of it, a next turn and recorded messages, each
     in a worker of its own; every order of their store calls may come."""
     for _ in range(40):
-        await strata.store.delete_session(KEY)
+        await strata.store.sessions.delete(KEY)
         await fail(strata.memory)
         scheduler = Scheduler(rng)
         prompts: dict[int, str] = {}

@@ -37,7 +37,7 @@ class Counting(Other):
 
 
 async def first_seq(strata: Strata) -> int:
-    session = await strata.store.session(KEY)
+    session = await strata.store.sessions.get(KEY)
     assert session is not None
     return session.first_seq
 
@@ -78,7 +78,7 @@ async def test_a_session_that_was_erased_and_begun_anew_elsewhere_is_gone_on_wit
     here, there = worker(strata), worker(strata)
     for question in ("one", "two"):
         await say(here, question)
-    await strata.store.delete_session(KEY)
+    await strata.store.sessions.delete(KEY)
     await say(there, "another one")
     accepted = await here.accept(ask("three", key=None))
     assert accepted.turn.seq == 3
@@ -92,8 +92,8 @@ async def test_a_session_that_was_erased_and_begun_anew_elsewhere_is_gone_on_wit
 async def test_in_a_session_that_is_being_erased_nothing_is_left_ahead(strata: Strata) -> None:
     memory = worker(strata)
     await say(memory, "one")
-    await strata.store.put_session(new_session(USER.key, SESSION, now()))
-    await strata.store.change_session(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
+    await strata.store.sessions.put(new_session(USER.key, SESSION, now()))
+    await strata.store.sessions.change(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
     accepted = await memory.accept(ask("two", key=None))
     assert accepted.turn.seq == await first_seq(strata) == 3
     assert (await memory.context(accepted)).receipt.layers.window.messages == 0

@@ -49,7 +49,7 @@ async def tell(strata: Strata, *texts: str, session: str = SESSION) -> None:
 
 
 async def stored(strata: Strata, key: str = KEY) -> Session:
-    session = await strata.store.session(key)
+    session = await strata.store.sessions.get(key)
     assert session is not None
     return session
 
@@ -75,7 +75,7 @@ async def found_by_meaning(strata: Strata) -> set[str]:
 async def _texts(strata: Strata, ids: Sequence[str]) -> set[str]:
     texts: dict[str, Message] = {}
     for key in {i.rpartition(":")[0] for i in ids}:
-        for turn in await strata.store.range(key, after=0, limit=9999):
+        for turn in await strata.store.turns.range(key, after=0, limit=9999):
             texts.update({m.id: m for m in turn.messages})
     return {texts[i].content for i in ids}
 
@@ -100,7 +100,7 @@ async def test_every_passage_of_every_message_becomes_a_point(strata: Strata) ->
     assert await points(strata) == 1 + len(cut(long)) + 1 + 2
     session = await stored(strata)
     assert session.lexical_through == session.last_seq == 6
-    assert await strata.store.pending() == []
+    assert await strata.store.work.pending() == []
     assert await strata.projector.behind() == 0
 
 
@@ -158,11 +158,11 @@ async def test_a_running_turn_waits_for_its_end(strata: Strata) -> None:
     async with asyncio.timeout(5):
         await strata.settled()
     assert await points(strata) == 1
-    assert await strata.store.pending() == [KEY]
+    assert await strata.store.work.pending() == [KEY]
     await strata.memory.finish(accepted, "Nice.", status="done", context=None)
     await strata.settled()
     assert await points(strata) == 3
-    assert await strata.store.pending() == []
+    assert await strata.store.work.pending() == []
 
 
 async def test_many_running_turns_do_not_hold_up_the_finished_ones(strata: Strata) -> None:
@@ -188,7 +188,7 @@ async def test_a_session_is_told_by_its_turns(strata: Strata) -> None:
     assert (session.first_seq, session.last_seq) == (1, 4)
     assert session.created_at == first.recorded_at
     assert session.updated_at == last.recorded_at
-    assert session == await strata.store.session(KEY)
+    assert session == await strata.store.sessions.get(KEY)
     assert await strata.sessions.session("nobody.nothing") is None
 
 
@@ -228,12 +228,12 @@ async def test_after_a_crash_everything_is_projected_once(tmp_path: Path, before
     assert child.returncode == -signal.SIGKILL, errors.decode()
     for _ in range(2):
         async with opened(tmp_path) as strata:
-            turns = await strata.store.range(KEY, after=0, limit=99)
+            turns = await strata.store.turns.range(KEY, after=0, limit=99)
             assert [t.status for t in turns] == ["done"] * 4 + ["interrupted"]
             assert turns[-1].messages[-1].content == "half"
             await strata.settled()
             assert await points(strata) == 10
-            assert await strata.store.pending() == []
+            assert await strata.store.work.pending() == []
             assert len(await found_by_words(strata, "answer")) == 8 + 2 - 1
 
 
@@ -245,7 +245,7 @@ async def test_an_index_that_was_lost_is_made_again(tmp_path: Path) -> None:
         if leftover.is_dir():
             shutil.rmtree(leftover)
     async with opened(tmp_path) as strata:
-        assert await strata.store.pending() == [KEY]
+        assert await strata.store.work.pending() == [KEY]
         await strata.settled()
         assert await points(strata) == 5
         assert len(await found_by_words(strata, "dog")) == 5
@@ -300,7 +300,7 @@ async def test_what_was_said_while_the_index_was_away_is_caught_up(tmp_path: Pat
         assert not await strata.projector.run_once()
         with pytest.raises(IndexUnavailable):
             await strata.settled()
-        assert await strata.store.pending() == [KEY]
+        assert await strata.store.work.pending() == [KEY]
         assert await strata.projector.behind() == 1
         assert (await stored(strata)).title == "My dog is called Bruno."
         flaky.away = False
@@ -309,7 +309,7 @@ async def test_what_was_said_while_the_index_was_away_is_caught_up(tmp_path: Pat
         assert await strata.projector.run_once()
         await strata.settled()
         assert await points(strata) == 1
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
 
 
 async def test_a_flush_that_fails_moves_no_watermark(tmp_path: Path) -> None:
@@ -322,11 +322,11 @@ async def test_a_flush_that_fails_moves_no_watermark(tmp_path: Path) -> None:
         with pytest.raises(IndexUnavailable):
             await strata.projector.commit()
         assert (await stored(strata)).lexical_through == 0
-        assert await strata.store.pending() == [KEY]
+        assert await strata.store.work.pending() == [KEY]
         flaky.away = False
         await strata.projector.commit()
         assert (await stored(strata)).lexical_through == 1
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
 
 
 async def test_one_session_that_fails_does_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ async def test_words_find_until_the_model_is_loaded_and_dense_vectors_follow(
         assert context.receipt.layers.recall.items[0].dense_rank is None
         session = await stored(strata)
         assert (session.lexical_through, session.dense_through) == (2, 0)
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         await tell(strata, "Not projected yet.", session="other")
 
         model.release.set()
@@ -428,7 +428,7 @@ async def test_another_model_embeds_everything_anew(tmp_path: Path, meanwhile: b
             assert session.dense_through == session.lexical_through == session.last_seq
             assert len(await found_by_meaning(strata)) >= 5
             assert "number 0" in await found_by_meaning(strata)
-            assert await strata.store.pending() == []
+            assert await strata.store.work.pending() == []
 
 
 class Moody(LetterEmbeddings):
@@ -457,11 +457,11 @@ async def test_an_embedding_endpoint_that_is_away_does_not_keep_words_from_being
         assert context.receipt.degraded == ("embedding",)
         with pytest.raises(EmbeddingUnavailable):
             await strata.settled()
-        assert await strata.store.pending() == [KEY]
+        assert await strata.store.work.pending() == [KEY]
         moody.away = False
         await strata.settled()
         assert await found_by_meaning(strata) == {"My dog is called Bruno."}
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
 
 
 async def test_the_background_catches_up_by_itself(tmp_path: Path) -> None:
@@ -506,8 +506,8 @@ async def fail(strata: Strata, times: int, key: str = KEY) -> None:
 async def aside(strata: Strata) -> dict[str, str]:
     """The texts of the messages that were set aside, and why."""
     found = {}
-    for message_id, reason, _ in await strata.store.aside():
-        turns = await strata.store.turns([turn_of(message_id)], now=now())
+    for message_id, reason, _ in await strata.store.work.poisoned():
+        turns = await strata.store.turns.get_many([turn_of(message_id)], now=now())
         text = next(m.content for t in turns.values() for m in t.messages if m.id == message_id)
         found[text] = reason
     return found
@@ -530,7 +530,7 @@ async def test_a_message_on_which_the_embedder_chokes_is_set_aside_and_blocks_no
         assert await found_by_meaning(strata) == {"before", "penguins", "elsewhere"}
         assert f"the {MARKER} itself" in await found_by_words(strata, MARKER)
         await strata.settled()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         assert (await stored(strata)).dense_through == 3
         await tell(strata, "and on")
         await strata.settled()
@@ -538,7 +538,7 @@ async def test_a_message_on_which_the_embedder_chokes_is_set_aside_and_blocks_no
     async with opened(tmp_path) as strata:
         assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
         await strata.history.delete_session(USER, SESSION)
-        assert await strata.store.aside() == []
+        assert await strata.store.work.poisoned() == []
 
 
 async def test_of_a_turn_only_the_message_that_is_the_fault_is_set_aside(tmp_path: Path) -> None:
@@ -616,7 +616,7 @@ async def test_a_message_that_the_index_refuses_is_set_aside(tmp_path: Path) -> 
         assert (await aside(strata))[f"the {MARKER} itself"] in ("index", "embedding")
         assert await found_by_meaning(strata) == {"before", "after"}
         await strata.settled()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
 
 
 async def test_what_crashes_on_one_text_holds_up_neither_other_sessions_nor_its_own(
@@ -650,7 +650,7 @@ async def test_the_longest_and_the_emptiest_messages_are_no_poison(
         await strata.memory.finish(accepted, "", status="failed", context=None)
         await strata.settled()
         assert await aside(strata) == {}
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         assert await found_by_meaning(strata) == {"before", text, "after", "q"}
 
 
@@ -691,9 +691,9 @@ async def run_again(strata: Strata, was: Turn, answer: str) -> Turn:
     begun = msgspec.structs.replace(
         was, status="running", token=f"again {was.attempt}", attempt=was.attempt + 1
     )
-    assert await strata.store.rerun(begun, was=was)
+    assert await strata.store.turns.rerun(begun, was=was)
     ended = answered(begun, answer, status="done", message_status="done", counter=strata.counter)
-    assert await strata.store.save(ended)
+    assert await strata.store.turns.save(ended)
     strata.projector.wake(was.session_key)
     return ended
 
@@ -707,11 +707,11 @@ async def test_a_turn_that_ran_again_is_projected_again(
         await tell(strata, "My cat is called Otto.")
         was = await failed_turn(strata, "And my dog?", "half an answerword. " * 60)
         await strata.settled()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         await run_again(strata, was, "Bruno it is.")
-        assert await strata.store.pending() == [KEY]
+        assert await strata.store.work.pending() == [KEY]
         await strata.settled()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         if index == "no index":
             return
         assert await points(strata) == 3
@@ -739,7 +739,7 @@ async def test_what_follows_a_turn_that_ran_again_gets_its_new_neighbour(tmp_pat
         assert await found_by_meaning(strata) == {
             "And my dog?", "Bruno it is.", "How nice.", "Thanks.",
         }  # fmt: skip
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
 
 
 async def test_an_attempt_that_the_projection_has_not_seen_is_not_settled(tmp_path: Path) -> None:
@@ -749,12 +749,12 @@ async def test_an_attempt_that_the_projection_has_not_seen_is_not_settled(tmp_pa
         second = await run_again(strata, was, "Bruno it is.")
         await strata.projector.commit()
         assert (await stored(strata)).lexical_through == 2
-        assert await strata.store.pending() == [KEY]
+        assert await strata.store.work.pending() == [KEY]
         await strata.projector.run_once()
         third = msgspec.structs.replace(second, status="failed", token="third", attempt=3)
         assert third.attempt > second.attempt
         await strata.projector.commit()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         assert await found_by_words(strata, "Bruno") == {"And my dog?", "Bruno it is."}
 
 
@@ -766,7 +766,7 @@ async def test_a_turn_that_ran_again_before_it_was_projected_is_settled_too(
         await run_again(strata, was, "Bruno it is.")
         await strata.settled()
         assert await points(strata) == 2
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
 
 
 async def test_poison_in_a_turn_that_ran_again_is_set_aside(tmp_path: Path) -> None:
@@ -778,5 +778,5 @@ async def test_poison_in_a_turn_that_ran_again_is_set_aside(tmp_path: Path) -> N
         await fail(strata, FAILURES)
         assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
         await strata.settled()
-        assert await strata.store.pending() == []
+        assert await strata.store.work.pending() == []
         assert await found_by_words(strata, MARKER) == {"And my dog?", f"the {MARKER} itself"}

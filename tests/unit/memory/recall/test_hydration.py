@@ -43,7 +43,7 @@ async def read(
 async def test_candidates_come_back_in_their_order_with_the_stores_own_text(
     strata: Strata,
 ) -> None:
-    await strata.store.append(dialogue([("one", "two"), ("three", "four")]))
+    await strata.store.turns.append(dialogue([("one", "two"), ("three", "four")]))
     ids = [f"{KEY}:0000000003.a", f"{KEY}:0000000001.u", f"{KEY}:0000000003.u"]
     recalled = await read(strata, *(candidate(i, score=float(-n)) for n, i in enumerate(ids)))
     assert [item.message.content for item in recalled.items] == ["four", "one", "three"]
@@ -53,7 +53,7 @@ async def test_candidates_come_back_in_their_order_with_the_stores_own_text(
 
 
 async def test_what_is_inside_the_window_is_not_read_and_counted(strata: Strata) -> None:
-    await strata.store.append(dialogue([("one", "two"), ("three", "four")]))
+    await strata.store.turns.append(dialogue([("one", "two"), ("three", "four")]))
     inside = f"{KEY}:0000000001.u"
     recalled = await read(
         strata, candidate(inside), candidate(f"{KEY}:0000000003.u"), inside=frozenset({inside, "x"})
@@ -66,8 +66,8 @@ async def test_whatever_the_index_says_only_the_living_and_the_users_own_are_sho
     strata: Strata,
 ) -> None:
     theirs = turn("secret", "secret", user=OTHER)
-    await strata.store.append([theirs])
-    await strata.store.append(
+    await strata.store.turns.append([theirs])
+    await strata.store.turns.append(
         [
             turn("expired", "x", seq=1, at=now(), expires=now()),
             turn("mine", "", seq=3, at=now(), status="failed"),
@@ -90,7 +90,7 @@ async def test_whatever_the_index_says_only_the_living_and_the_users_own_are_sho
 
 
 async def test_no_more_is_read_than_the_budget_can_hold(strata: Strata) -> None:
-    await strata.store.append(dialogue([(f"question {n}", f"answer {n}") for n in range(50)]))
+    await strata.store.turns.append(dialogue([(f"question {n}", f"answer {n}") for n in range(50)]))
     many = [candidate(f"{KEY}:{2 * n + 1:010d}.u", tokens=10) for n in range(50)]
     recalled = await read(strata, *many, budget=100)
     assert 100 / 14 <= len(recalled.items) <= 20

@@ -12,13 +12,14 @@ from memory.errors import EraseUnfinished, IndexUnavailable, NotFound, StoreUnav
 from memory.locks import SessionLocks
 from memory.models import now, session_key
 from memory.retention.erasing import Eraser
-from memory.stores.base import TurnStore
+from memory.stores.base import Store
 from unit.builders import (
     SESSION,
     USER,
     IndexAround,
     LateModel,
     LetterEmbeddings,
+    StoreAround,
     assembled,
     embedded_bytes,
     opened,
@@ -52,8 +53,8 @@ async def test_an_erased_session_is_gone_from_everywhere_and_others_are_untouche
         with pytest.raises(NotFound):
             await strata.history.session(USER, "canary-1")
         key = session_key(USER.key, "canary-1")
-        assert await strata.store.session(key) is None
-        assert await strata.store.range(key, after=0, limit=9) == []
+        assert await strata.store.sessions.get(key) is None
+        assert await strata.store.turns.range(key, after=0, limit=9) == []
         assert await strata.index.count(USER.key) == 2
         assert await strata.index.count(OTHER.key) == 2
         found = await strata.history.memories(USER, query="canary xylophons dog", limit=9)
@@ -84,7 +85,7 @@ async def test_a_session_that_was_never_projected_can_be_erased(tmp_path: Path) 
         await say(strata, "The Canary sings.")
         assert await strata.history.delete_session(USER, SESSION) == 1
         await strata.settled()
-        assert await strata.store.session(KEY) is None
+        assert await strata.store.sessions.get(KEY) is None
         assert strata.index is not None
         assert await strata.index.count() == 0
 
@@ -94,7 +95,7 @@ async def test_somebody_elses_session_cannot_be_erased(tmp_path: Path) -> None:
         await say(strata, "My dog is called Bruno.")
         with pytest.raises(NotFound):
             await strata.history.delete_session(OTHER, SESSION)
-        assert len(await strata.store.range(KEY, after=0, limit=9)) == 1
+        assert len(await strata.store.turns.range(KEY, after=0, limit=9)) == 1
 
 
 async def test_an_answer_in_flight_is_lost_and_brings_nothing_back(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ async def test_an_answer_in_flight_is_lost_and_brings_nothing_back(tmp_path: Pat
         with pytest.raises(TurnLost):
             await strata.memory.finish(accepted, "A canary", status="done", context=None)
         await strata.settled()
-        assert await strata.store.range(KEY, after=0, limit=9) == []
+        assert await strata.store.turns.range(KEY, after=0, limit=9) == []
         assert b"canary" not in embedded_bytes(tmp_path).lower()
         assert (await say(strata, "Hello.")).seq == 1
 
@@ -129,7 +130,7 @@ async def test_an_answer_in_flight_does_not_end_in_the_next_session_of_that_name
         with pytest.raises(TurnLost):
             await strata.memory.flush(old, "A canary")
         await strata.memory.finish(new, "Hi.", status="done", context=None)
-        stored = await strata.store.turn(new.turn.id, now=now())
+        stored = await strata.store.turns.get(new.turn.id, now=now())
         assert stored is not None
         assert stored.assistant is not None
         assert stored.assistant.content == "Hi."
@@ -164,31 +165,22 @@ async def test_indexing_in_flight_brings_nothing_back(tmp_path: Path) -> None:
         await strata.settled()
         assert strata.index is not None
         assert await strata.index.count() == 0
-        assert await strata.store.session(KEY) is None
+        assert await strata.store.sessions.get(KEY) is None
 
 
-class Dying:
+class Dying(StoreAround):
     """A store whose `step`-th write of an erase never happens."""
 
-    def __init__(self, inner: TurnStore, step: int) -> None:
-        self._inner = inner
+    def __init__(self, inner: Store, step: int) -> None:
+        super().__init__(inner)
         self._left = step
 
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise StoreUnavailable("killed")
-
-    async def delete_session(self, key: str, **more: Any) -> int:
-        self._count()
-        return await self._inner.delete_session(key, **more)
-
-    async def forget_session(self, key: str) -> bool:
-        self._count()
-        return await self._inner.forget_session(key)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    async def call(self, name: str, method: Any, *given: Any, **named: Any) -> Any:
+        if name in ("sessions.delete", "sessions.delete_if_empty"):
+            self._left -= 1
+            if self._left < 0:
+                raise StoreUnavailable("killed")
+        return await method(*given, **named)
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -210,7 +202,7 @@ async def test_an_erase_that_dies_on_its_way_hides_all_and_is_finished_by_the_sw
         assert (await strata.history.memories(USER, query=None, limit=9)).items == []
         assert strata.index is not None
         assert await strata.index.count() == 0
-        assert await strata.store.session(KEY) is None
+        assert await strata.store.sessions.get(KEY) is None
         assert b"canary" not in embedded_bytes(tmp_path).lower()
 
 
@@ -266,5 +258,5 @@ async def test_what_is_said_after_an_erase_is_kept_though_the_index_was_away(
         found = await strata.history.memories(USER, query="hello", limit=9)
         assert "Hello again." in {item.message.content for item in found.items}
         assert await strata.sweeper.sweep() == 0
-        assert [t.seq for t in await strata.store.range(KEY, after=0, limit=9)] == [13]
+        assert [t.seq for t in await strata.store.turns.range(KEY, after=0, limit=9)] == [13]
         assert b"canar" not in embedded_bytes(tmp_path).lower()

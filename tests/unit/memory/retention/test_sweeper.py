@@ -14,10 +14,11 @@ from memory.locks import SessionLocks
 from memory.models import NEVER, Summary, Turn, now, session_key
 from memory.retention.erasing import Eraser
 from memory.retention.sweeper import Sweeper
-from memory.stores.base import PAGE, TurnStore
+from memory.stores.base import PAGE, Store
 from unit.builders import (
     SESSION,
     USER,
+    StoreAround,
     config,
     embedded_bytes,
     eventually,
@@ -56,14 +57,16 @@ async def swept(strata: Strata) -> None:
     async def nothing_left() -> bool:
         await strata.sweeper.sweep()
         assert strata.index is not None
-        gone = not await strata.store.expired_sessions(before=now() - timedelta(seconds=1))
+        gone = not await strata.store.sessions.with_expired_turns(
+            before=now() - timedelta(seconds=1)
+        )
         return gone and await strata.index.count() == await living_points(strata)
 
     await eventually(nothing_left)
 
 
 async def living_points(strata: Strata) -> int:
-    turns = await strata.store.user_turns(USER.key, now=now(), limit=9999)
+    turns = await strata.store.turns.of_user(USER.key, now=now(), limit=9999)
     return sum(bool(m.content) for t in turns for m in t.messages)
 
 
@@ -97,9 +100,9 @@ async def test_what_expires_is_invisible_at_once_and_gone_after_the_sweep(tmp_pa
         await swept(strata)
         assert strata.index is not None
         assert await strata.index.count() == 0
-        assert await strata.store.range(KEY, after=0, limit=9) == []
-        assert await strata.store.session(KEY) is None
-        assert await strata.store.segments(KEY, now=now() - timedelta(days=1)) == []
+        assert await strata.store.turns.range(KEY, after=0, limit=9) == []
+        assert await strata.store.sessions.get(KEY) is None
+        assert await strata.store.segments.of(KEY, now=now() - timedelta(days=1)) == []
         assert b"canar" not in await checkpointed(tmp_path)
     assert b"canar" not in await checkpointed(tmp_path)
 
@@ -113,7 +116,7 @@ async def test_what_lives_on_keeps_its_history_and_loses_every_trace_of_what_wen
 ) -> None:
     async with opened(tmp_path) as strata:
         soon = now() + timedelta(seconds=2)
-        await strata.store.append(
+        await strata.store.turns.append(
             [
                 timed(1, "The Canary sings of Xylophons.", soon),
                 timed(3, "My dog is called Bruno.", NEVER),
@@ -149,7 +152,7 @@ async def test_what_lives_on_keeps_its_history_and_loses_every_trace_of_what_wen
 async def test_a_title_that_the_user_gave_survives_its_first_message(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         soon = now() + timedelta(seconds=1)
-        await strata.store.append([timed(1, "The Canary.", soon), timed(3, "Bruno.", NEVER)])
+        await strata.store.turns.append([timed(1, "The Canary.", soon), timed(3, "Bruno.", NEVER)])
         await strata.settled()
         await strata.history.change(USER, SESSION, {"title": "Pets"})
         await expired(soon)
@@ -167,9 +170,9 @@ async def test_an_expired_part_leaves_the_rolled_summary(tmp_path: Path) -> None
             timed(1 + 2 * n, f"I met {name}. {filler}", NEVER)
             for n, name in enumerate("Maria Bruno Oskar Tadeusz".split(), start=1)
         ]
-        await strata.store.append(turns[:3])
+        await strata.store.turns.append(turns[:3])
         await strata.settled()
-        await strata.store.append(turns[3:])
+        await strata.store.turns.append(turns[3:])
         await strata.settled()
         text = (await strata.history.session(USER, SESSION)).summary.text
         assert "Canary" in text
@@ -186,9 +189,9 @@ async def test_a_sweep_that_finds_nothing_changes_nothing(tmp_path: Path) -> Non
     async with opened(tmp_path) as strata:
         await say(strata, "My dog is called Bruno.")
         await strata.settled()
-        before = await strata.store.session(KEY)
+        before = await strata.store.sessions.get(KEY)
         assert await strata.sweeper.sweep() == 0
-        assert await strata.store.session(KEY) == before
+        assert await strata.store.sessions.get(KEY) == before
 
 
 async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None:
@@ -196,7 +199,7 @@ async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None
         gone = now() + timedelta(milliseconds=1)
         names = [f"s{n}" for n in range(PAGE + 20)]
         for name in names:
-            await strata.store.append(
+            await strata.store.turns.append(
                 [turn("The Canary sings.", "Yes.", session=name, at=now(), expires=gone)]
             )
         await strata.settled()
@@ -206,7 +209,7 @@ async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None
 
         async def all_gone() -> bool:
             await strata.sweeper.sweep()
-            return not await strata.store.sessions(USER.key, before=None, limit=999)
+            return not await strata.store.sessions.page(USER.key, before=None, limit=999)
 
         await eventually(all_gone, within_seconds=5)
     assert b"canary" not in await checkpointed(tmp_path)
@@ -215,25 +218,23 @@ async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None
 # --- a sweep among others' work ----------------------------------------------------------------
 
 
-class JustBefore:
+class JustBefore(StoreAround):
     """A store in which somebody says something just before the sweeper forgets a session."""
 
-    def __init__(self, inner: TurnStore, late: Turn) -> None:
-        self._inner = inner
+    def __init__(self, inner: Store, late: Turn) -> None:
+        super().__init__(inner)
         self._late = late
 
-    async def forget_session(self, key: str) -> bool:
-        await self._inner.append([self._late])
-        return await self._inner.forget_session(key)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    async def call(self, name: str, method: Any, *given: Any, **named: Any) -> Any:
+        if name == "sessions.delete_if_empty":
+            await self.inner.turns.append([self._late])
+        return await method(*given, **named)
 
 
 async def test_a_turn_accepted_while_its_session_is_swept_is_not_lost(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         gone = now() + timedelta(milliseconds=1)
-        await strata.store.append([timed(1, "The Canary.", gone)])
+        await strata.store.turns.append([timed(1, "The Canary.", gone)])
         await strata.settled()
         late = timed(3, "My dog is called Bruno.", NEVER)
         store: Any = JustBefore(strata.store, late)
@@ -245,8 +246,8 @@ async def test_a_turn_accepted_while_its_session_is_swept_is_not_lost(tmp_path: 
         )
         await expired(gone + timedelta(seconds=1.1))
         assert await sweeper.sweep() == 1
-        assert await strata.store.turn(late.id, now=now()) is not None
-        assert [t.seq for t in await strata.store.range(KEY, after=0, limit=9)] == [3]
+        assert await strata.store.turns.get(late.id, now=now()) is not None
+        assert [t.seq for t in await strata.store.turns.range(KEY, after=0, limit=9)] == [3]
 
 
 async def test_the_background_sweeps_by_itself(tmp_path: Path) -> None:
@@ -255,7 +256,7 @@ async def test_the_background_sweeps_by_itself(tmp_path: Path) -> None:
         await say(strata, "The Canary sings of Xylophons.")
 
         async def gone() -> bool:
-            return not await strata.store.range(KEY, after=0, limit=9)
+            return not await strata.store.turns.range(KEY, after=0, limit=9)
 
         await eventually(gone)
         await eventually(lambda: b"canary" not in embedded_bytes(tmp_path).lower())
@@ -288,12 +289,12 @@ async def test_an_ended_session_is_gone_and_its_turns_stay_recallable(tmp_path: 
             assert "<summary>\n" not in context.messages[0].content
             assert "Bruno" in context.recall_block
             if sweeps:
-                stored = await strata.store.session(KEY)
+                stored = await strata.store.sessions.get(KEY)
                 assert stored is not None
                 assert (stored.title, stored.summary.text, stored.expires_at) == ("", "", NEVER)
                 assert stored.summary.version == session.summary.version + 1
-                assert await strata.store.segments(KEY, now=now()) == []
-                assert await strata.store.ended_sessions(before=now()) == []
+                assert await strata.store.segments.of(KEY, now=now()) == []
+                assert await strata.store.sessions.ended(before=now()) == []
             assert await strata.sweeper.sweep() == 0
         again = await say(strata, "Do you remember?", "I do.")
         assert again.seq == 13
@@ -345,7 +346,7 @@ async def test_memory_that_lives_with_its_session_ends_with_it(tmp_path: Path) -
         assert await strata.sweeper.sweep() == 1
         assert strata.index is not None
         assert await strata.index.count() == 2
-        assert await strata.store.range(KEY, after=0, limit=9) == []
+        assert await strata.store.turns.range(KEY, after=0, limit=9) == []
         assert b"canary" not in await checkpointed(tmp_path)
         found = await strata.history.memories(USER, query="Zürich", limit=9)
         assert [i.message.content for i in found.items] == ["We live in Zürich.", "Noted."]
@@ -355,13 +356,13 @@ async def test_an_erase_that_a_crash_cut_short_is_finished(tmp_path: Path) -> No
     async with opened(tmp_path) as strata:
         await say(strata, "The Canary sings of Xylophons.")
         await strata.settled()
-        await strata.store.change_session(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
+        await strata.store.sessions.change(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
         with pytest.raises(NotFound):
             await strata.history.session(USER, SESSION)
         await strata.sweeper.sweep()
         assert strata.index is not None
         assert await strata.index.count() == 0
-        assert await strata.store.session(KEY) is None
+        assert await strata.store.sessions.get(KEY) is None
         assert b"canary" not in await checkpointed(tmp_path)
 
 
@@ -370,7 +371,7 @@ async def test_a_summary_of_the_past_is_never_shown_after_its_time(tmp_path: Pat
         await say(strata, "My dog is called Bruno.")
         await strata.settled()
         past = Summary(text="The Canary.", version=1, expires_at=now())
-        await strata.store.change_session(KEY, {"summary": past})
+        await strata.store.sessions.change(KEY, {"summary": past})
         ask = TurnRequest(user=USER, session_id=SESSION, question="?")
         assert "Canary" not in str(await strata.memory.preview(ask))
         shown_session = msgspec.to_builtins(await strata.history.session(USER, SESSION))

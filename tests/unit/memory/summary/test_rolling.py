@@ -15,11 +15,11 @@ from memory.breaker import Breaker
 from memory.locks import SessionLocks
 from memory.models import NEVER, Segment, Session, Summary, Turn, now, session_key
 from memory.sessions.lifetime import new_session
-from memory.stores.base import PAGE, TurnStore
+from memory.stores.base import PAGE, Store
 from memory.summary.rolling import RollingSummary
 from memory.summary.summarizer import Suspending
 from memory.window import living, turn_tokens
-from unit.builders import SESSION, USER, counter, eventually, opened, say, turn
+from unit.builders import SESSION, USER, StoreAround, counter, eventually, opened, say, turn
 from unit.texts import odd_text
 
 KEY = session_key(USER.key, SESSION)
@@ -35,7 +35,7 @@ async def check_each_seq_stands_once(strata: Strata) -> None:
     )
     layer = context.receipt.layers.window
     covered = context.receipt.layers.summary.covers_through
-    turns = await strata.store.range(KEY, after=0, limit=9999)
+    turns = await strata.store.turns.range(KEY, after=0, limit=9999)
     after = [m for t in turns if t.status != "running" for m in living(t) if m.seq > covered]
     dropped = sum(
         d.count for d in context.receipt.dropped if (d.layer, d.reason) == ("window", "budget")
@@ -54,14 +54,14 @@ async def check_each_seq_stands_once(strata: Strata) -> None:
 async def segments_of(strata: Strata) -> list[Segment]:
     """Every segment that was committed, the last one maybe not filed yet."""
     last = (await summary_of(strata)).unfiled
-    filed = await strata.store.segments(KEY, now=now())
+    filed = await strata.store.segments.of(KEY, now=now())
     if last is None:
         return filed
     return [s for s in filed if s.first_seq != last.first_seq] + [last]
 
 
 async def summary_of(strata: Strata) -> Summary:
-    session = await strata.store.session(KEY)
+    session = await strata.store.sessions.get(KEY)
     return session.summary if session else Summary()
 
 
@@ -84,7 +84,7 @@ class Model:
 
 
 def another_worker(
-    strata: Strata, model: Model | None = None, *, store: TurnStore | None = None
+    strata: Strata, model: Model | None = None, *, store: Store | None = None
 ) -> RollingSummary:
     return RollingSummary(
         store=store or strata.store, counter=strata.counter, config=strata.config,
@@ -92,24 +92,19 @@ def another_worker(
     )  # fmt: skip
 
 
-class Halting:
+class Halting(StoreAround):
     """A store that stops before its next write of this kind, until it is released or killed."""
 
-    def __init__(self, inner: TurnStore, before: str) -> None:
-        self._inner, self._before = inner, before
+    def __init__(self, inner: Store, before: str) -> None:
+        super().__init__(inner)
+        self._before = before
         self.reached, self.go_on = asyncio.Event(), asyncio.Event()
 
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        return self._halted(found) if name == self._before else found
-
-    def _halted(self, write: Any) -> Any:
-        async def halted(*args: Any, **more: Any) -> Any:
+    async def call(self, name: str, method: Any, *given: Any, **named: Any) -> Any:
+        if name == self._before:
             self.reached.set()
             await self.go_on.wait()
-            return await write(*args, **more)
-
-        return halted
+        return await method(*given, **named)
 
 
 async def fill(strata: Strata, turns: int, *, start: int = 0) -> None:
@@ -134,7 +129,7 @@ async def test_a_full_window_is_folded_down_to_its_share(tmp_path: Path) -> None
         assert "Maria" in summary.text
         assert counter().count(summary.text) == summary.tokens <= 120
         assert not summary.degraded
-        left = await strata.store.range(KEY, after=summary.covers_through, limit=99)
+        left = await strata.store.turns.range(KEY, after=summary.covers_through, limit=99)
         assert sum(turn_tokens(t, counter()) for t in left) <= 0.4 * 300
         await check_each_seq_stands_once(strata)
 
@@ -280,7 +275,7 @@ async def test_turns_that_arrive_while_a_summary_is_written_survive(tmp_path: Pa
         model.release.set()
         await fold
         await check_each_seq_stands_once(strata)
-        turns = await strata.store.range(KEY, after=0, limit=99)
+        turns = await strata.store.turns.range(KEY, after=0, limit=99)
         assert [t.seq for t in turns] == list(range(1, 19, 2))
         await strata.settled()
         await check_each_seq_stands_once(strata)
@@ -322,7 +317,7 @@ async def test_a_slow_worker_overwrites_nothing_that_was_folded_meanwhile(tmp_pa
         await check_each_seq_stands_once(strata)
 
 
-@pytest.mark.parametrize("halt", ["change_session", "put_segment"])
+@pytest.mark.parametrize("halt", ["sessions.change", "segments.put"])
 async def test_of_two_workers_with_other_plans_the_first_commit_counts_with_its_segment(
     tmp_path: Path, stored_in: dict[str, str], halt: str
 ) -> None:
@@ -334,12 +329,12 @@ async def test_of_two_workers_with_other_plans_the_first_commit_counts_with_its_
         fold = asyncio.create_task(another_worker(strata, store=slow).fold(KEY))
         await asyncio.wait_for(slow.reached.wait(), 10)
         first = await summary_of(strata)
-        assert first.version == (0 if halt == "change_session" else 1)
+        assert first.version == (0 if halt == "sessions.change" else 1)
         await check_each_seq_stands_once(strata)
         await fill(strata, 6, start=6)
         other = asyncio.create_task(another_worker(strata).fold(KEY))
-        if halt == "change_session":  # SQLite has no claims: its one process has its locks
-            if strata.store.exclusive:
+        if halt == "sessions.change":  # SQLite has no claims: its one process has its locks
+            if strata.store.embedded:
                 await other
                 assert (await summary_of(strata)).covers_through > 12
             await check_each_seq_stands_once(strata)
@@ -349,7 +344,7 @@ async def test_of_two_workers_with_other_plans_the_first_commit_counts_with_its_
         await check_each_seq_stands_once(strata)
 
 
-@pytest.mark.parametrize("halt", ["change_session", "put_segment"])
+@pytest.mark.parametrize("halt", ["sessions.change", "segments.put"])
 async def test_a_fold_that_is_killed_at_its_writes_is_done_or_finished_by_the_next(
     tmp_path: Path, stored_in: dict[str, str], halt: str
 ) -> None:
@@ -364,14 +359,14 @@ async def test_a_fold_that_is_killed_at_its_writes_is_done_or_finished_by_the_ne
         fold.cancel()
         await asyncio.gather(fold, return_exceptions=True)
         left = await summary_of(strata)
-        assert (left.version, left.unfiled is None) == ((0, True) if halt == "change_session"
+        assert (left.version, left.unfiled is None) == ((0, True) if halt == "sessions.change"
                                                         else (1, False))  # fmt: skip
-        assert await strata.store.segments(KEY, now=now()) == []
+        assert await strata.store.segments.of(KEY, now=now()) == []
         await check_each_seq_stands_once(strata)
         await fill(strata, 6, start=6)
         await strata.settled()
         assert (await summary_of(strata)).unfiled is None
-        assert len(await strata.store.segments(KEY, now=now())) == 1 + left.version
+        assert len(await strata.store.segments.of(KEY, now=now())) == 1 + left.version
         await check_each_seq_stands_once(strata)
 
 
@@ -385,7 +380,7 @@ async def test_a_fold_that_is_killed_before_its_write_is_done_again(tmp_path: Pa
         fold.cancel()
         await asyncio.gather(fold, return_exceptions=True)
         await check_each_seq_stands_once(strata)
-        assert await strata.store.segments(KEY, now=now()) == []
+        assert await strata.store.segments.of(KEY, now=now()) == []
     async with opened(tmp_path, budget=SMALL) as strata:
         await strata.settled()
         await say(strata, "And then?", recall="none")
@@ -410,7 +405,7 @@ async def test_a_fold_begun_before_an_erase_brings_nothing_back(tmp_path: Path) 
         slow.release.set()
         await fold
         assert await summary_of(strata) == Summary()
-        assert await strata.store.segments(KEY, now=now()) == []
+        assert await strata.store.segments.of(KEY, now=now()) == []
         await check_each_seq_stands_once(strata)
 
 
@@ -429,10 +424,10 @@ async def prepared(
         new_session(USER.key, SESSION, begun or now()), summary=summary,
         last_seq=turns[-1].last_seq, title="t", expires_at=NEVER,
     )  # fmt: skip
-    assert await strata.store.append(turns) == len(turns)
-    await strata.store.put_session(session)
+    assert await strata.store.turns.append(turns) == len(turns)
+    await strata.store.sessions.put(session)
     for item in segments:
-        await strata.store.put_segment(item)
+        await strata.store.segments.put(item)
     return session
 
 
@@ -523,7 +518,7 @@ async def test_rolling_anew_knows_the_segment_that_a_crash_left_and_no_stray_one
         summary = await summary_of(strata)
         assert summary.text == "8 May 2024:\nUser: I met Bruno.\nUser: I met Ottoline."
         assert (summary.version, summary.covers_through, summary.unfiled) == (4, 8, None)
-        assert last in await strata.store.segments(KEY, now=now()), "it is filed now"
+        assert last in await strata.store.segments.of(KEY, now=now()), "it is filed now"
 
 
 async def test_a_segment_that_expired_before_it_was_filed_is_never_filed(tmp_path: Path) -> None:
@@ -534,7 +529,7 @@ async def test_a_segment_that_expired_before_it_was_filed_is_never_filed(tmp_pat
         session = await prepared(strata, [said(9, "hello")], old, [])
         await strata.summaries.refold(session)
         assert await summary_of(strata) == Summary(version=4, covers_through=8)
-        assert await strata.store.segments(KEY, now=past - timedelta(hours=1)) == []
+        assert await strata.store.segments.of(KEY, now=past - timedelta(hours=1)) == []
 
 
 async def test_a_fold_whose_messages_expire_while_it_is_written_stores_nothing_of_them(
@@ -555,6 +550,6 @@ async def test_a_fold_whose_messages_expire_while_it_is_written_stores_nothing_o
         slow.release.set()
         await fold
         summary = await summary_of(strata)
-        segments = await strata.store.segments(KEY, now=now() - timedelta(hours=1))
+        segments = await strata.store.segments.of(KEY, now=now() - timedelta(hours=1))
         assert "Canary" not in summary.text + str(segments)
         assert summary.covers_through > 2

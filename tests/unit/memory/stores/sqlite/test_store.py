@@ -44,10 +44,10 @@ async def test_deleted_text_is_in_no_file_even_while_the_store_is_open(tmp_path:
     store = SqliteStore(tmp_path / "strata.db")
     await store.open()
     big = "Xylophon " * 3000
-    await store.append([*dialogue([("The Canary", "sings")] * 50), turn(big, "yes", seq=101)])
-    await store.append([turn("Bruno", session="other")])
+    await store.turns.append([*dialogue([("The Canary", "sings")] * 50), turn(big, "yes", seq=101)])
+    await store.turns.append([turn("Bruno", session="other")])
     assert b"Canary" in embedded_bytes(tmp_path)
-    assert await store.delete_session(KEY) == 51
+    assert await store.sessions.delete(KEY) == 51
     raw = embedded_bytes(tmp_path)
     assert b"Canary" not in raw
     assert b"Xylophon" not in raw
@@ -58,7 +58,7 @@ async def test_deleted_text_is_in_no_file_even_while_the_store_is_open(tmp_path:
 async def test_files_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "data" / "strata.db")
     await store.open()
-    await store.append([turn("private")])
+    await store.turns.append([turn("private")])
     for path in (tmp_path / "data", *(tmp_path / "data").iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path.name
     await store.close()
@@ -67,12 +67,12 @@ async def test_files_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
 async def test_a_cancelled_write_is_still_waited_for_by_those_after_it(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "strata.db")
     await store.open()
-    writing = asyncio.create_task(store.append([turn("first")]))
+    writing = asyncio.create_task(store.turns.append([turn("first")]))
     await asyncio.sleep(0)
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
-    assert await store.append([turn("second", seq=2)]) == 1
-    assert [t.seq for t in await store.range(KEY, after=0, limit=9)] == [1, 2]
+    assert await store.turns.append([turn("second", seq=2)]) == 1
+    assert [t.seq for t in await store.turns.range(KEY, after=0, limit=9)] == [1, 2]
     await store.close()
 
 
@@ -142,10 +142,10 @@ async def test_a_locked_file_is_an_unavailable_store_in_time(tmp_path: Path) -> 
     other.execute("BEGIN IMMEDIATE")
     async with asyncio.timeout(5):
         with pytest.raises(StoreUnavailable, match="locked"):
-            await store.append([turn("x")])
+            await store.turns.append([turn("x")])
     other.execute("ROLLBACK")
     other.close()
-    assert await store.append([turn("x")]) == 1
+    assert await store.turns.append([turn("x")]) == 1
     await store.close()
     assert os.path.exists(tmp_path / "lock")
 
@@ -156,8 +156,10 @@ async def test_a_file_of_an_earlier_version_opens_and_gets_what_it_lacks(tmp_pat
         store = SqliteStore(path)
         await store.open()
         if old:
-            await store.append([turn("q")])
-        assert await store.set_aside(message.id, reason="embedding", now=message.created_at)
+            await store.turns.append([turn("q")])
+        assert await store.work.mark_poisoned(
+            message.id, reason="embedding", now=message.created_at
+        )
         await store.close()
         if old:
             with sqlite3.connect(path) as db:

@@ -1,0 +1,33 @@
+"""What each compaction took out of the log, in MongoDB."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from memory.models import Segment, SessionKey
+from memory.stores.mongo.collections import SEGMENTS, at, segment_document, to_segment, within
+from memory.stores.mongo.connection import Conflict, Connection
+
+
+class MongoSegments:
+    def __init__(self, db: Connection, *, purge_grace_seconds: float) -> None:
+        self._db = db
+        self._grace = purge_grace_seconds
+
+    async def put(self, segment: Segment) -> None:
+        document = segment_document(segment, self._grace)
+        where, update = at(document.pop("_id")), {"$set": document}
+        if "purge_at" not in document:
+            update["$unset"] = {"purge_at": ""}
+        try:
+            await self._db.update(SEGMENTS, where, update, upsert=True)
+        except Conflict:  # another inserted it at the same time: now it can be changed
+            await self._db.update(SEGMENTS, where, update, upsert=True)
+
+    async def of(self, session_key: SessionKey, *, now: datetime) -> list[Segment]:
+        where = {**within(session_key), "expires_at": {"$gt": now}}
+        found = await self._db.find(SEGMENTS, where, sort=(("first_seq", 1),))
+        return [to_segment(document) for document in found]
+
+    async def delete(self, session_key: SessionKey) -> None:
+        await self._db.delete(SEGMENTS, within(session_key))

@@ -1,0 +1,97 @@
+"""Session documents in MongoDB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from memory.models import Session, SessionKey, UserKey
+from memory.stores.base import PAGE
+from memory.stores.mongo.collections import (
+    SEGMENTS,
+    SESSIONS,
+    TURNS,
+    at,
+    session_document,
+    session_update,
+    to_session,
+    turns_of,
+    within,
+)
+from memory.stores.mongo.connection import Connection
+from memory.stores.mongo.turns import session_keys
+
+
+class MongoSessions:
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    async def get(self, key: SessionKey) -> Session | None:
+        found = await self._db.one(SESSIONS, at(key))
+        return to_session(found) if found else None
+
+    async def page(
+        self, user_key: UserKey, *, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Session]:
+        found = await self._db.page(
+            SESSIONS,
+            {"user_key": user_key},
+            by=("updated_at", "_id"),
+            after=before,
+            limit=limit,
+            newest_first=True,
+        )
+        return [to_session(document) for document in found]
+
+    async def put(self, session: Session) -> bool:
+        return await self._db.insert(SESSIONS, [session_document(session)]) == 1
+
+    async def change(
+        self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None
+    ) -> bool:
+        update = session_update(changes)
+        if unchanged is None:
+            return await self._db.update(SESSIONS, at(key), update)
+        where = {
+            **at(key),
+            "summary.version": unchanged.summary.version,
+            "created_at": unchanged.created_at,
+            "first_seq": unchanged.first_seq,
+            "erasing": {"$ne": True},
+        }
+        return await self._db.update_once(SESSIONS, where, update)
+
+    async def claim(self, key: SessionKey, *, worker: str, until: datetime, now: datetime) -> bool:
+        free = [
+            {"claimed_by": {"$exists": False}},
+            {"claimed_by": worker},
+            {"claimed_until": {"$lte": now}},
+        ]
+        taken = {"$set": {"claimed_by": worker, "claimed_until": until}}
+        return await self._db.update(SESSIONS, {**at(key), "$or": free}, taken)
+
+    async def release(self, key: SessionKey, *, worker: str) -> None:
+        gone = {"$unset": {"claimed_by": "", "claimed_until": ""}}
+        await self._db.update(SESSIONS, {**at(key), "claimed_by": worker}, gone)
+
+    async def delete(self, session_key: SessionKey, *, through: int | None = None) -> int:
+        await self._db.delete(SEGMENTS, within(session_key))
+        before = None if through is None else through + 1
+        deleted = await self._db.delete(TURNS, turns_of(session_key, before=before))
+        if through is None:
+            await self._db.delete(SESSIONS, at(session_key))
+        return deleted
+
+    async def delete_if_empty(self, session_key: SessionKey) -> bool:
+        if await self._db.one(TURNS, turns_of(session_key), {"_id": 1}):
+            return False
+        await self.delete(session_key)
+        return True
+
+    async def with_expired_turns(self, *, before: datetime, limit: int = PAGE) -> list[SessionKey]:
+        return await session_keys(self._db, "expires_at", "session_key", before, {}, limit)
+
+    async def ended(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
+        where = {"$or": [{"expires_at": {"$lte": before}}, {"erasing": True}]}
+        return [to_session(found) for found in await self._db.find(SESSIONS, where, limit=limit)]

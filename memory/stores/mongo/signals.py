@@ -1,0 +1,35 @@
+"""What processes tell the one that runs a turn: two fields of the turn itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from memory.models import Turn
+from memory.stores.base import Signal
+from memory.stores.mongo.collections import TURNS, Document, at
+from memory.stores.mongo.connection import Connection
+
+
+class MongoSignals:
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    async def send(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
+        told: Document = {"cancelled": turn.attempt} if cancel else {}
+        if watched is not None:
+            told["watched"] = watched
+        where = {**at(turn.id), "attempt": turn.attempt, "status": "running"}
+        await self._db.update(TURNS, where, {"$set": told})
+
+    async def read(self, turns: Sequence[Turn]) -> dict[str, Signal]:
+        attempts = {turn.id: turn.attempt for turn in turns}
+        where = {
+            "_id": {"$in": list(attempts)},
+            "user_key": {"$in": list({turn.user_key for turn in turns})},
+        }
+        found = await self._db.find(TURNS, where, show={"cancelled": 1, "watched": 1})
+        return {
+            told["_id"]: Signal(told.get("cancelled") == attempts[told["_id"]], told.get("watched"))
+            for told in found
+        }

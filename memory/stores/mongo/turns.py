@@ -1,0 +1,191 @@
+"""The log in MongoDB. A write that may happen only once leaves its own mark (see connection.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from memory.models import NEVER, SessionKey, Turn, TurnId, UserKey, keyless
+from memory.models import now as current
+from memory.stores.base import PAGE, LoadedSession
+from memory.stores.mongo.collections import (
+    FIXED,
+    SEGMENTS,
+    SESSIONS,
+    TURNS,
+    Document,
+    at,
+    fields,
+    later_than,
+    owner,
+    pending,
+    to_session,
+    to_turn,
+    turn_document,
+    turns_of,
+)
+from memory.stores.mongo.connection import BATCH, Connection, Order
+
+NEWEST = (("_id", -1),)
+FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
+BARE = {"receipt": 0}
+NOT_ASIDE = {"$unset": {"aside_since": "", "aside": ""}}
+
+
+class MongoTurns:
+    def __init__(self, db: Connection, *, purge_grace_seconds: float) -> None:
+        self._db = db
+        self._grace = purge_grace_seconds
+
+    async def load(self, session_key: SessionKey, *, limit: int = PAGE) -> LoadedSession:
+        first = min(limit, FIRST_READ)
+        document, documents = await self._db.one_and_find(
+            (SESSIONS, at(session_key)),
+            TURNS,
+            turns_of(session_key),
+            sort=NEWEST,
+            limit=first,
+            show=BARE,
+        )
+        session = to_session(document) if document else None
+        turns = [to_turn(found) for found in documents]
+        covered = session.summary.covers_through if session else 0
+        if len(turns) == first < limit and turns[-1].seq > covered:
+            # A turn has at most two messages, so one that ends at `covered` begins here or later.
+            rest = turns_of(session_key, first=covered - 1, before=turns[-1].seq)
+            turns += await self._newest(rest, limit - first)
+        uncovered = sum(turn.seq > covered for turn in turns)
+        return LoadedSession(session, turns[: uncovered + 1])
+
+    async def append(self, turns: Sequence[Turn]) -> int:
+        documents = [
+            {**turn_document(turn, self._grace), **pending(turn.session_key, turn.recorded_at)}
+            for turn in turns
+        ]
+        return await self._db.insert(TURNS, documents)
+
+    async def withdraw(self, turn: Turn) -> None:
+        where = {**at(turn.id), "token": turn.token, "status": "running"}
+        await self._db.delete(TURNS, where)
+
+    async def save(self, turn: Turn) -> bool:
+        changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        if turn.receipt is None:
+            del changed["receipt"]
+        where = {**at(turn.id), "token": turn.token, "status": "running"}
+        return await self._db.update_once(TURNS, where, {"$set": changed})
+
+    async def rerun(self, turn: Turn, *, was: Turn) -> bool:
+        changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        where = {**at(turn.id), "token": was.token, "status": {"$in": ["failed", "interrupted"]}}
+        update = {"$set": {**changed, **pending(turn.session_key, current())}, **NOT_ASIDE}
+        return await self._db.update_once(TURNS, where, update)
+
+    async def interrupt_running(self) -> int:
+        return 0
+
+    async def get(self, turn_id: TurnId, *, now: datetime) -> Turn | None:
+        found = await self._db.one(TURNS, at(turn_id))
+        turn = to_turn(found) if found else None
+        return turn if turn and turn.expires_at > now else None
+
+    async def get_many(self, ids: Sequence[TurnId], *, now: datetime) -> dict[str, Turn]:
+        if not ids:
+            return {}
+        owners = {owner(id_) for id_ in ids}
+        where = {"_id": {"$in": list(ids)}, "user_key": {"$in": list(owners)}}
+        found = await self._turns(where, len(ids))
+        return {turn.id: turn for turn in found if turn.expires_at > now}
+
+    async def forget_key(self, turn: Turn) -> None:
+        where = {**at(turn.id), "idempotency": turn.idempotency}
+        await self._db.update(TURNS, where, {"$set": {"idempotency": keyless(turn.id)}})
+
+    async def by_idempotency(self, user_key: UserKey, keys: Sequence[str]) -> dict[str, Turn]:
+        if not keys:
+            return {}
+        where = {"user_key": user_key, "idempotency": {"$in": list(keys)}}
+        return {turn.idempotency: turn for turn in await self._turns(where, len(keys))}
+
+    async def history(
+        self, session_key: SessionKey, *, now: datetime, before: int | None, first: int, limit: int
+    ) -> list[Turn]:
+        # A turn has at most two messages, so `first` bounds its seq too.
+        which = turns_of(session_key, first=first - 1, before=before)
+        where = {**which, "last_seq": {"$gte": first}, "expires_at": {"$gt": now}}
+        return await self._newest(where, limit)
+
+    async def range(self, session_key: SessionKey, *, after: int, limit: int) -> list[Turn]:
+        return await self._turns(later_than(session_key, after), limit, sort=(("_id", 1),))
+
+    async def of_user(
+        self,
+        user_key: UserKey,
+        *,
+        now: datetime,
+        limit: int,
+        session_key: SessionKey | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        before: tuple[datetime, str] | None = None,
+    ) -> list[Turn]:
+        where: Document = {"user_key": user_key, "expires_at": {"$gt": now}}
+        if since is not None or until is not None:
+            bounds = {"$gte": since, "$lt": until}
+            where["created_at"] = {name: value for name, value in bounds.items() if value}
+        if session_key is not None:
+            where["session_key"] = session_key
+        found = await self._db.page(
+            TURNS,
+            where,
+            by=("created_at", "_id"),
+            after=before,
+            limit=limit,
+            newest_first=True,
+            show=BARE,
+        )
+        return [to_turn(document) for document in found]
+
+    async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
+        # A running turn is pending: so it is in a sparse index.
+        where = {"pending_since": {"$lte": NEVER}, "status": "running", "until": {"$lt": before}}
+        found = await self._db.find(TURNS, where, limit=limit, show=BARE)
+        return [to_turn(document) for document in found]
+
+    async def delete_expired(self, session_keys: Sequence[SessionKey], *, before: datetime) -> int:
+        where = {
+            "user_key": {"$in": list({owner(key) for key in session_keys})},
+            "session_key": {"$in": list(session_keys)},
+            "expires_at": {"$lte": before},
+        }
+        await self._db.delete(SEGMENTS, where)
+        return await self._db.delete(TURNS, where)
+
+    async def _newest(self, where: Document, limit: int) -> list[Turn]:
+        return await self._turns(where, limit, sort=NEWEST)
+
+    async def _turns(self, where: Document, limit: int, *, sort: Order = ()) -> list[Turn]:
+        found = await self._db.find(TURNS, where, sort=sort, limit=limit, show=BARE)
+        return [to_turn(document) for document in found]
+
+
+async def session_keys(
+    db: Connection, date: str, key: SessionKey, until: datetime, where: Document, limit: int
+) -> list[str]:
+    """Those in the field `key` of turns with a `date` up to `until`, the earliest first."""
+    found: dict[str, None] = {}
+    after: tuple[datetime, str] | None = None
+    while len(found) < limit:
+        page = await db.page(
+            TURNS,
+            {**where, date: {"$lte": until}},
+            by=(date, key),
+            after=after,
+            limit=BATCH,
+            show={"_id": 0, date: 1, key: 1},
+        )
+        found |= {document[key]: None for document in page}
+        if len(page) < BATCH:
+            break
+        after = page[-1][date], page[-1][key]  # leaps over the rest of a session on one date
+    return list(found)[:limit]

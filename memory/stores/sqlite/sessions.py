@@ -1,0 +1,115 @@
+"""Session documents in the embedded store."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from memory.models import Session, SessionKey, UserKey
+from memory.stores.base import PAGE
+from memory.stores.sqlite.database import Database
+from memory.stores.sqlite.rows import decode_session, put_session
+
+
+class SqliteSessions:
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    async def get(self, key: SessionKey) -> Session | None:
+        rows = await self._db.rows("SELECT body FROM sessions WHERE key = ?", (key,))
+        return decode_session(rows[0]) if rows else None
+
+    async def page(
+        self, user_key: UserKey, *, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Session]:
+        after = (before[0].timestamp(), before[1]) if before else (1e18, "")
+        rows = await self._db.rows(
+            "SELECT body FROM sessions WHERE user_key = ? AND (updated_at, key) < (?, ?)"
+            " ORDER BY updated_at DESC, key DESC LIMIT ?",
+            (user_key, *after, limit),
+        )
+        return [decode_session(body) for body in rows]
+
+    async def put(self, session: Session) -> bool:
+        def work(db: sqlite3.Connection) -> bool:
+            if db.execute("SELECT 1 FROM sessions WHERE key = ?", (session.key,)).fetchone():
+                return False
+            put_session(db, session)
+            return True
+
+        return await self._db.transaction(work)
+
+    async def change(
+        self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None
+    ) -> bool:
+        def work(db: sqlite3.Connection) -> bool:
+            row = db.execute("SELECT body FROM sessions WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return False
+            session = decode_session(row[0])
+            if unchanged is not None and not _is_unchanged(session, unchanged):
+                return False
+            put_session(db, msgspec.structs.replace(session, **changes))
+            return True
+
+        return await self._db.transaction(work)
+
+    async def claim(self, key: SessionKey, *, worker: str, until: datetime, now: datetime) -> bool:
+        return await self.get(key) is not None  # there is nobody else
+
+    async def release(self, key: SessionKey, *, worker: str) -> None:
+        pass
+
+    async def delete(self, session_key: SessionKey, *, through: int | None = None) -> int:
+        which = "session_key = ?" if through is None else "session_key = ? AND seq <= ?"
+        values = (session_key,) if through is None else (session_key, through)
+
+        def work(db: sqlite3.Connection) -> int:
+            db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))
+            gone = db.execute(f"DELETE FROM turns WHERE {which}", values).rowcount
+            if through is None:
+                db.execute("DELETE FROM sessions WHERE key = ?", (session_key,))
+            return gone
+
+        deleted = await self._db.transaction(work)
+        await self._db.checkpoint()
+        return deleted
+
+    async def delete_if_empty(self, session_key: SessionKey) -> bool:
+        def work(db: sqlite3.Connection) -> bool:
+            turn = "SELECT 1 FROM turns WHERE session_key = ? LIMIT 1"
+            if db.execute(turn, (session_key,)).fetchone():
+                return False
+            db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))
+            db.execute("DELETE FROM sessions WHERE key = ?", (session_key,))
+            return True
+
+        forgotten = await self._db.transaction(work)
+        await self._db.checkpoint()
+        return forgotten
+
+    async def with_expired_turns(self, *, before: datetime, limit: int = PAGE) -> list[SessionKey]:
+        return await self._db.rows(
+            "SELECT DISTINCT session_key FROM turns INDEXED BY turns_expiry WHERE expires_at <= ?"
+            " LIMIT ?",
+            (before.timestamp(), limit),
+        )
+
+    async def ended(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
+        rows = await self._db.rows(
+            "SELECT body FROM sessions WHERE expires_at <= ?1 OR erasing = 1 LIMIT ?2",
+            (before.timestamp(), limit),
+        )
+        return [decode_session(body) for body in rows]
+
+
+def _is_unchanged(session: Session, was: Session) -> bool:
+    return (
+        session.summary.version == was.summary.version
+        and (session.created_at, session.first_seq) == (was.created_at, was.first_seq)
+        and not session.erasing
+    )
