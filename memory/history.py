@@ -10,9 +10,10 @@ import msgspec
 
 from memory.config import MemoryConfig
 from memory.errors import NotFound
+from memory.ids import TurnId
 from memory.log.session_lease import lease_is_over
 from memory.log.transitions import interrupted
-from memory.models import Message, Recollection, Role, Session, Turn, TurnId, User, now, session_key
+from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
 from memory.recall.hydration import hydrate, of_living_sessions
 from memory.recall.search import Recall
 from memory.retention.erasing import Eraser

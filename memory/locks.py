@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from weakref import WeakValueDictionary
 
-from memory.models import SessionKey
+from memory.ids import SessionKey
 
 
 class SessionLocks:

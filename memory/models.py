@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from typing import Any, Literal, NewType
+from typing import Any, Literal
 
 import msgspec
 
+from memory.ids import MessageId, SessionKey, TurnId, UserKey
 from memory.receipt import Receipt
-
-UserKey = NewType("UserKey", str)
-SessionKey = NewType("SessionKey", str)
-TurnId = NewType("TurnId", str)
-MessageId = NewType("MessageId", str)
 
 Role = Literal["user", "assistant"]
 MessageStatus = Literal["running", "done", "partial", "interrupted", "failed", "forgotten"]

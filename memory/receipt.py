@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from memory.models import MessageId
+from memory.ids import MessageId
 
 
 class LayerTokens(msgspec.Struct, frozen=True):

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory.config import BudgetConfig
-from memory.models import RecallScope, SessionKey, User, session_key
+from memory.ids import SessionKey
+from memory.models import RecallScope, User, session_key
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

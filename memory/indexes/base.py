@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol, TypedDict
 
 from memory.embeddings.sparse import SparseVector
-from memory.models import MessageId, SessionKey, UserKey
+from memory.ids import MessageId, SessionKey, UserKey
 
 
 class Payload(TypedDict):

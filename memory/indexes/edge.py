@@ -20,6 +20,7 @@ import qdrant_edge as edge
 
 from memory.embeddings.sparse import SparseVector
 from memory.errors import IndexUnavailable
+from memory.ids import MessageId, SessionKey, UserKey
 from memory.indexes.base import (
     FEATURES,
     KNOWN_USERS,
@@ -31,7 +32,6 @@ from memory.indexes.base import (
     dense_name,
     features,
 )
-from memory.models import MessageId, SessionKey, UserKey
 
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from memory.embeddings.sparse import SparseVector
 from memory.errors import IndexUnavailable
+from memory.ids import MessageId, SessionKey, UserKey
 from memory.indexes.base import (
     FEATURES,
     KNOWN_USERS,
@@ -25,7 +26,6 @@ from memory.indexes.base import (
     dense_name,
 )
 from memory.indexes.qdrant_collection import SPARSE, Collection
-from memory.models import MessageId, SessionKey, UserKey
 
 if TYPE_CHECKING:
     from qdrant_client import models

@@ -9,10 +9,11 @@ import msgspec
 
 from memory.config import MemoryConfig
 from memory.errors import InvalidInput, StoreUnavailable
+from memory.ids import SessionKey
 from memory.log.session_lease import Opening, last_seq
 from memory.log.session_queue import SessionQueue
 from memory.log.transitions import Incoming, client_key, recorded_turn
-from memory.models import SessionKey, Turn, User, session_key
+from memory.models import Turn, User, session_key
 from memory.stores.base import Store
 from memory.tokens import TokenCounter
 

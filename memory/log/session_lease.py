@@ -15,8 +15,9 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from memory.errors import SessionBusy
+from memory.ids import SessionKey
 from memory.log.transitions import interrupted
-from memory.models import Session, SessionKey, Turn, User, now, session_key
+from memory.models import Session, Turn, User, now, session_key
 from memory.sessions.lifetime import begun_anew, ended, new_session
 from memory.stores.base import LoadedSession, Store
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 
 from memory.errors import SessionBusy, Stopping, TooManyWaiting
-from memory.models import SessionKey
+from memory.ids import SessionKey
 
 MOST_WAITING = 64
 

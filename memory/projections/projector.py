@@ -18,9 +18,10 @@ import structlog
 from memory.config import MemoryConfig
 from memory.embeddings.dense import DenseModel
 from memory.errors import StoreUnavailable, StrataError, reason
+from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
-from memory.models import SessionKey, Turn, now
+from memory.models import Turn, now
 from memory.projections.index import Indexing
 from memory.projections.steps import Progress, Steps
 from memory.sessions.documents import SessionDocuments

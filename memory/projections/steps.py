@@ -12,7 +12,8 @@ import structlog
 
 from memory.embeddings.dense import DenseModel
 from memory.errors import EmbeddingUnavailable, StoreUnavailable
-from memory.models import SessionKey, Turn, now
+from memory.ids import SessionKey
+from memory.models import Turn, now
 from memory.projections.index import Indexing
 from memory.stores.base import Store
 from memory.tokens import TokenCounter

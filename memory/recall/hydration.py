@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable
 from datetime import datetime
 
 from memory.config import TtlConfig
-from memory.models import Message, Recalled, Recollection, Turn, UserKey, now, turn_of
+from memory.ids import UserKey
+from memory.models import Message, Recalled, Recollection, Turn, now, turn_of
 from memory.recall.fusion import Candidate
 from memory.recall.search import Ranked
 from memory.sessions.lifetime import ended

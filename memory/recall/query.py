@@ -11,7 +11,7 @@ import re
 from datetime import date, timedelta
 from typing import NamedTuple
 
-from memory.models import UserKey
+from memory.ids import UserKey
 from memory.text import language
 
 _MONTHS = {

@@ -21,8 +21,8 @@ from memory.config import RecallConfig
 from memory.embeddings import sparse
 from memory.embeddings.dense import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
+from memory.ids import SessionKey, UserKey
 from memory.indexes.base import VectorIndex
-from memory.models import SessionKey, UserKey
 from memory.recall.fusion import Candidate, fuse
 from memory.recall.query import Query, read
 

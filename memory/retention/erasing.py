@@ -7,10 +7,11 @@ import secrets
 from datetime import timedelta
 
 from memory.errors import EraseUnfinished, IndexUnavailable
+from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
 from memory.log.session_lease import last_seq
-from memory.models import Session, SessionKey, now
+from memory.models import Session, now
 from memory.projections.projector import Projector
 from memory.sessions.lifetime import begun_anew, new_session
 from memory.stores.base import Store

@@ -13,11 +13,12 @@ import structlog
 from memory.config import MemoryConfig
 from memory.errors import StrataError, reason
 from memory.history import living
+from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
 from memory.log.session_lease import CLOCK_SKEW
 from memory.log.transitions import interrupted
-from memory.models import SessionKey, now
+from memory.models import now
 from memory.projections.projector import Projector
 from memory.retention.erasing import Eraser
 from memory.sessions.lifetime import begun_anew, ended

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from memory.ids import SessionKey, UserKey
 from memory.locks import SessionLocks
-from memory.models import Session, SessionKey, UserKey
+from memory.models import Session
 from memory.sessions.lifetime import new_session, session_expiry, title_of
 from memory.stores.base import Store
 

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from memory.models import NEVER, Session, Summary, Turn, UserKey, session_key
+from memory.ids import UserKey
+from memory.models import NEVER, Session, Summary, Turn, session_key
 
 TITLE_CHARACTERS = 60
 

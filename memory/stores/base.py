@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
-from memory.models import MessageId, Segment, Session, SessionKey, Turn, TurnId, UserKey
+from memory.ids import MessageId, SessionKey, TurnId, UserKey
+from memory.models import Segment, Session, Turn
 
 PAGE = 200
 NO_RERUNS: Mapping[str, int] = {}

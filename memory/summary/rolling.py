@@ -22,8 +22,9 @@ from memory.breaker import Breaker
 from memory.config import MemoryConfig
 from memory.context.assembly import SUMMARY_FENCE_TOKENS
 from memory.errors import SessionBusy, StrataError
+from memory.ids import SessionKey
 from memory.locks import SessionLocks
-from memory.models import NEVER, Message, Segment, Session, SessionKey, Summary, Turn, now
+from memory.models import NEVER, Message, Segment, Session, Summary, Turn, now
 from memory.sessions.lifetime import expiry_of
 from memory.stores.base import PAGE, Store
 from memory.summary.summarizer import (

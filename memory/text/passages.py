@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from datetime import date
 from typing import NamedTuple
 
-from memory.models import Message, MessageId
+from memory.ids import MessageId
+from memory.models import Message
 
 WHOLE_CHARACTERS = 520
 PIECE_CHARACTERS = 400

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memory.models import NEVER, Segment, Session, SessionKey, Turn, turn_id
+from memory.ids import SessionKey
+from memory.models import NEVER, Segment, Session, Turn, turn_id
 
 COLLECTIONS = TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
 JSON_TEXT = ("metadata", "usage")

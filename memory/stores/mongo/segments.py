@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from memory.models import Segment, SessionKey
+from memory.ids import SessionKey
+from memory.models import Segment
 from memory.stores.mongo.collections import SEGMENTS, at, segment_document, to_segment, within
 from memory.stores.mongo.connection import Conflict, Connection
 

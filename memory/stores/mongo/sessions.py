@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from memory.models import Session, SessionKey, UserKey
+from memory.ids import SessionKey, UserKey
+from memory.models import Session
 from memory.stores.base import PAGE
 from memory.stores.mongo.collections import (
     SEGMENTS,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from memory.models import NEVER, SessionKey, Turn, TurnId, UserKey, keyless
+from memory.ids import SessionKey, TurnId, UserKey
+from memory.models import NEVER, Turn, keyless
 from memory.models import now as current
 from memory.stores.base import PAGE, LoadedSession
 from memory.stores.mongo.collections import (

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 
-from memory.models import NEVER, MessageId, SessionKey, Turn, UserKey
+from memory.ids import MessageId, SessionKey, UserKey
+from memory.models import NEVER, Turn
 from memory.models import now as current
 from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
 from memory.stores.mongo.collections import (

@@ -7,7 +7,8 @@ from datetime import datetime
 
 import msgspec
 
-from memory.models import Segment, SessionKey
+from memory.ids import SessionKey
+from memory.models import Segment
 from memory.stores.sqlite.database import Database
 from memory.stores.sqlite.rows import decode_segment
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from memory.models import Session, SessionKey, UserKey
+from memory.ids import SessionKey, UserKey
+from memory.models import Session
 from memory.stores.base import PAGE
 from memory.stores.sqlite.database import Database
 from memory.stores.sqlite.rows import decode_session, put_session

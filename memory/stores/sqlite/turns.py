@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from memory.models import SessionKey, Turn, TurnId, UserKey, keyless
+from memory.ids import SessionKey, TurnId, UserKey
+from memory.models import Turn, keyless
 from memory.models import now as current
 from memory.stores.base import PAGE, LoadedSession
 from memory.stores.sqlite.database import Database

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from memory.models import MessageId, SessionKey, Turn, UserKey, turn_of
+from memory.ids import MessageId, SessionKey, UserKey
+from memory.models import Turn, turn_of
 from memory.models import now as current
 from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
 from memory.stores.sqlite.database import Database
