@@ -94,8 +94,9 @@ class TurnError(msgspec.Struct, frozen=True, omit_defaults=True):
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One document of the log: a request with its answer, or one recorded message.
 
-    `token` fences writers: an update names it and matches nothing once another writer has taken
-    the turn over. `pending` = some projection has not seen it yet.
+    Every update names `fencing_token`, and matches nothing once another writer has taken the turn
+    over; a running turn is its session's lease until `lease_until`. Stores keep the two under their
+    first names, `token` and `until`.
     """
 
     id: TurnId
@@ -105,7 +106,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     seq: int
     last_seq: int
     status: TurnStatus
-    token: str
+    fencing_token: str = msgspec.field(name="token")
     user: Message | None
     assistant: Message | None
     idempotency: str
@@ -113,7 +114,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     recorded_at: datetime
     expires_at: datetime
     attempt: int = 1
-    until: datetime | None = None
+    lease_until: datetime | None = msgspec.field(default=None, name="until")
     body_hash: str | None = None
     receipt: Receipt | None = None
     prefix_marks: tuple[str, ...] = ()

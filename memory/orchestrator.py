@@ -183,7 +183,7 @@ class Memory:
         """Store the answer so far and renew the lease. Raises TurnLost, StoreUnavailable."""
         until = expiry_of(now(), self._config.session.lease)
         news = context.receipt if context and not accepted.receipt_stored else None
-        await self._save(accepted, text, "running", "running", until=until, receipt=news)
+        await self._save(accepted, text, "running", "running", lease_until=until, receipt=news)
         accepted.receipt_stored = accepted.receipt_stored or news is not None
 
     async def finish(

@@ -72,7 +72,9 @@ class Idempotency:
             # Who appends to the session looks at this turn after its insert, as this looks there.
             there = (await self._store.turns.load(turn.session_key, limit=1)).turns
             if there and there[0].id != turn.id:
-                await self._store.turns.save(msgspec.structs.replace(was, token=again.token))
+                await self._store.turns.save(
+                    msgspec.structs.replace(was, fencing_token=again.fencing_token)
+                )
                 raise TurnSuperseded(turn.id)
         except BaseException:
             self._opening.abandoned(again)  # a server may have stored it all the same

@@ -61,7 +61,7 @@ class Opening:
         """Nobody in this process writes this attempt any more, whatever its lease says."""
         if len(self._abandoned) >= KNOWN_ABANDONED:
             del self._abandoned[next(iter(self._abandoned))]
-        self._abandoned[turn.token] = None
+        self._abandoned[turn.fencing_token] = None
 
     def left(self, turn: Turn, *, until: datetime) -> None:
         """A turn has ended here: if nothing comes between, the next one follows it, unless the
@@ -128,7 +128,7 @@ class Opening:
             over = [turn for turn in running if self.is_over(turn)]
             for turn in over:
                 await self._store.turns.save(interrupted(turn))
-                self._abandoned.pop(turn.token, None)
+                self._abandoned.pop(turn.fencing_token, None)
             if over:
                 continue
             if not running:
@@ -169,7 +169,7 @@ class Opening:
             return opened
         while True:
             last = await self._store.turns.get(turns[0].id, now=now())
-            if last is None or last.token == turns[0].token:
+            if last is None or last.fencing_token == turns[0].fencing_token:
                 return opened
             if last.status == "running":
                 last = interrupted(last)
@@ -184,7 +184,7 @@ class Opening:
 
     def is_over(self, running: Turn) -> bool:
         """Whether the lease of a running turn has ended, for who holds its session's gate."""
-        if self._store.embedded or running.token in self._abandoned:
+        if self._store.embedded or running.fencing_token in self._abandoned:
             return True  # the session's gate is ours: whoever wrote it here has given it up
         return lease_is_over(running)
 
@@ -201,7 +201,7 @@ class Opening:
 def lease_is_over(running: Turn) -> bool:
     """Whether its writer has had its time; it may still live, and can write nothing once the turn
     is taken over."""
-    return running.until is None or running.until + CLOCK_SKEW <= now()
+    return running.lease_until is None or running.lease_until + CLOCK_SKEW <= now()
 
 
 def _is_followed_by(loaded: LoadedSession, turn: Turn) -> bool:

@@ -59,13 +59,13 @@ class TurnsStore(Protocol):
         ...
 
     async def save(self, turn: Turn) -> bool:
-        """Replace the turn if it still runs under `turn.token`; False when it does not. A receipt
+        """Replace the turn if it still runs under `turn.fencing_token`; False when it does not. A receipt
         that is there already stays, unless the turn brings one."""
         ...
 
     async def rerun(self, turn: Turn, *, was: Turn) -> bool:
         """Let an ended turn run again: replace it by `turn`, which is `running` and pending, if it
-        is still `failed` or `interrupted` under `was.token`; False when it is not."""
+        is still `failed` or `interrupted` under `was.fencing_token`; False when it is not."""
         ...
 
     async def interrupt_running(self) -> int:

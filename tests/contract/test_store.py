@@ -98,7 +98,7 @@ async def test_a_turn_comes_back_as_it_was_stored(store: Store) -> None:
         prefix_marks=("a", "b"),
         body_hash="cd",
         attempt=2,
-        until=at + MINUTE,
+        lease_until=at + MINUTE,
         finish_reason="stop",
         receipt=RECEIPT,
     )
@@ -182,7 +182,9 @@ async def test_what_was_appended_is_withdrawn_as_long_as_nobody_else_has_it(
 async def test_a_running_turn_is_saved_by_its_own_token_alone(store: Store) -> None:
     mine = running(token="mine")
     await store.turns.append([mine])
-    assert not await store.turns.save(finished(msgspec.structs.replace(mine, token="zombie")))
+    assert not await store.turns.save(
+        finished(msgspec.structs.replace(mine, fencing_token="zombie"))
+    )
     assert await store.turns.save(msgspec.structs.replace(mine, finish_reason="soon"))
     assert await store.turns.save(finished(mine))
     assert await store.turns.get(mine.id, now=NOON) == finished(mine)
@@ -195,8 +197,8 @@ def again(ended: Turn, token: str) -> Turn:
     assert ended.assistant is not None
     answer = msgspec.structs.replace(ended.assistant, content="", status="running")
     return msgspec.structs.replace(
-        ended, status="running", token=token, attempt=ended.attempt + 1, assistant=answer,
-        receipt=None, until=NOON + MINUTE,
+        ended, status="running", fencing_token=token, attempt=ended.attempt + 1, assistant=answer,
+        receipt=None, lease_until=NOON + MINUTE,
     )  # fmt: skip
 
 
@@ -230,7 +232,7 @@ async def test_a_turn_is_run_again_only_as_it_was_seen(store: Store) -> None:
     before = msgspec.structs.replace(running(token="first"), status="failed")
     await store.turns.append([before])
     assert not await store.turns.rerun(
-        again(before, "third"), was=msgspec.structs.replace(before, token="second")
+        again(before, "third"), was=msgspec.structs.replace(before, fencing_token="second")
     )
     gone = msgspec.structs.replace(running(99, token="first"), status="failed")
     assert not await store.turns.rerun(again(gone, "second"), was=gone), "there is no such turn"
@@ -240,7 +242,7 @@ async def test_a_turn_is_run_again_only_as_it_was_seen(store: Store) -> None:
     assert sorted(won) == [False] * 19 + [True]
     stored = await store.turns.get(before.id, now=NOON)
     assert stored is not None
-    assert stored.token == f"racer {won.index(True)}"
+    assert stored.fencing_token == f"racer {won.index(True)}"
 
 
 async def test_a_key_that_is_forgotten_can_be_used_again(store: Store) -> None:
@@ -482,7 +484,7 @@ async def test_a_turn_that_ran_again_is_settled_only_at_the_attempt_that_was_see
 
 async def test_running_turns_whose_lease_has_ended_are_found(store: Store) -> None:
     late, in_time, ended = (
-        msgspec.structs.replace(made, until=NOON + timedelta(seconds=seconds))
+        msgspec.structs.replace(made, lease_until=NOON + timedelta(seconds=seconds))
         for made, seconds in ((running(1), 1), (running(3), 9), (turn("q", "a", seq=5), 1))
     )
     await store.turns.append([late, in_time, ended, turn("recorded", seq=7)])
@@ -555,7 +557,7 @@ async def test_what_is_projected_anew_is_not_aside_any_more(store: Store, how: s
     await store.work.mark_poisoned(failed.messages[0].id, reason="r", now=NOON)
     await store.work.mark_dense_pending(reset=False)
     assert not await store.turns.rerun(
-        again(failed, "x"), was=msgspec.structs.replace(failed, token="else")
+        again(failed, "x"), was=msgspec.structs.replace(failed, fencing_token="else")
     )
     assert len(await store.work.poisoned()) == 1
     if how == "rerun":

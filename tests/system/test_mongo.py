@@ -299,7 +299,7 @@ async def test_a_store_that_is_away_is_told_in_time_and_comes_back(
                     await store.turns.append([turn("back", seq=5, token="back")])
                     break
                 assert time.monotonic() < deadline
-            found = {one.token: one for one in (await store.turns.load(KEY)).turns}
+            found = {one.fencing_token: one for one in (await store.turns.load(KEY)).turns}
             assert {"mine", "back"} <= set(found)
 
 

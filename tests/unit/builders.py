@@ -97,7 +97,7 @@ def turn(
         seq=seq,
         last_seq=last_seq,
         status=status,
-        token=token,
+        fencing_token=token,
         user=asked,
         assistant=answered,
         idempotency=idempotency or f"t{id_}",

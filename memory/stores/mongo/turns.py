@@ -66,19 +66,23 @@ class MongoTurns:
         return await self._db.insert(TURNS, documents)
 
     async def withdraw(self, turn: Turn) -> None:
-        where = {**at(turn.id), "token": turn.token, "status": "running"}
+        where = {**at(turn.id), "token": turn.fencing_token, "status": "running"}
         await self._db.delete(TURNS, where)
 
     async def save(self, turn: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
         if turn.receipt is None:
             del changed["receipt"]
-        where = {**at(turn.id), "token": turn.token, "status": "running"}
+        where = {**at(turn.id), "token": turn.fencing_token, "status": "running"}
         return await self._db.update_once(TURNS, where, {"$set": changed})
 
     async def rerun(self, turn: Turn, *, was: Turn) -> bool:
         changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
-        where = {**at(turn.id), "token": was.token, "status": {"$in": ["failed", "interrupted"]}}
+        where = {
+            **at(turn.id),
+            "token": was.fencing_token,
+            "status": {"$in": ["failed", "interrupted"]},
+        }
         update = {"$set": {**changed, **pending(turn.session_key, current())}, **NOT_ASIDE}
         return await self._db.update_once(TURNS, where, update)
 

@@ -62,7 +62,7 @@ def columns(turn: Turn) -> tuple[Any, ...]:
         turn.last_seq,
         turn.idempotency,
         turn.status,
-        turn.token,
+        turn.fencing_token,
         turn.created_at.timestamp(),
         turn.expires_at.timestamp(),
         msgspec.json.encode(msgspec.structs.replace(turn, receipt=None)),

@@ -68,7 +68,7 @@ class SqliteTurns:
         def work(db: sqlite3.Connection) -> None:
             db.execute(
                 "DELETE FROM turns WHERE id = ? AND token = ? AND status = 'running'",
-                (turn.id, turn.token),
+                (turn.id, turn.fencing_token),
             )
 
         await self._db.transaction(work)
@@ -79,7 +79,7 @@ class SqliteTurns:
             changed = db.execute(
                 "UPDATE turns SET status = ?, body = ?, receipt = coalesce(?, receipt)"
                 " WHERE id = ? AND token = ? AND status = 'running'",
-                (turn.status, row[10], row[11], turn.id, turn.token),
+                (turn.status, row[10], row[11], turn.id, turn.fencing_token),
             )
             return changed.rowcount == 1
 
@@ -92,7 +92,7 @@ class SqliteTurns:
             changed = db.execute(
                 "UPDATE turns SET status = ?, token = ?, body = ?, receipt = ?, pending_since = ?"
                 " WHERE id = ? AND token = ? AND status IN ('failed', 'interrupted')",
-                (*row[6:8], row[10], row[11], current().timestamp(), turn.id, was.token),
+                (*row[6:8], row[10], row[11], current().timestamp(), turn.id, was.fencing_token),
             )
             if changed.rowcount == 1:
                 db.execute("DELETE FROM aside WHERE turn_id = ?", (turn.id,))
@@ -212,7 +212,7 @@ class SqliteTurns:
     async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
         rows = await self._db.rows("SELECT body FROM turns WHERE status = 'running'", ())
         running = map(decode_turn, rows)
-        return [turn for turn in running if turn.until and turn.until < before][:limit]
+        return [turn for turn in running if turn.lease_until and turn.lease_until < before][:limit]
 
     async def delete_expired(self, session_keys: Sequence[SessionKey], *, before: datetime) -> int:
         which = f"session_key IN ({marks(session_keys)}) AND expires_at <= ?"

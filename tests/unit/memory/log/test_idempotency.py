@@ -137,7 +137,7 @@ async def test_a_failed_turn_runs_again_with_its_question_once_in_the_prompt(
     first = await fail(strata.memory)
     again = await strata.memory.accept(ask())
     assert (again.turn.id, again.turn.user, again.turn.attempt) == (first.id, first.user, 2)
-    assert again.turn.token != first.token
+    assert again.turn.fencing_token != first.fencing_token
     assert again.turn.recorded_at == first.recorded_at, "its 24 hours go on"
     stored = await strata.store.turns.get(first.id, now=now())
     assert stored == again.turn
@@ -186,7 +186,7 @@ async def test_a_turn_that_runs_elsewhere_is_told_at_once_until_its_lease_is_ove
             await mine.accept(ask())
     assert told.value.turn_id == theirs.turn.id
     assert told.value.retry_after_seconds > 0
-    over = msgspec.structs.replace(theirs.turn, until=now() - SOON)
+    over = msgspec.structs.replace(theirs.turn, lease_until=now() - SOON)
     assert await strata.store.turns.save(over)
     again = await mine.accept(ask())
     assert (again.turn.id, again.turn.attempt) == (theirs.turn.id, 2)
@@ -377,7 +377,7 @@ async def test_a_retry_that_finds_a_later_turn_after_its_write_leaves_all_as_it_
         await worker(strata, store).accept(ask())
     stored = await strata.store.turns.get(first.id, now=now())
     assert stored is not None
-    assert msgspec.structs.replace(stored, token=first.token) == first
+    assert msgspec.structs.replace(stored, fencing_token=first.fencing_token) == first
     await end(next_one, taken[0])
     assert [(t.seq, t.status) for t in await log_of(strata)] == [(1, "failed"), (3, "done")]
 

@@ -25,7 +25,7 @@ def test_an_accepted_turn_holds_its_question_and_an_empty_running_answer() -> No
         ANNA, "s", 7, TEXT, ttl=60.0, lease_seconds=10.0, counter=counter, metadata=None
     )
     assert again.id == turn.id
-    assert again.token != turn.token, "the token tells the writers apart"
+    assert again.fencing_token != turn.fencing_token, "the token tells the writers apart"
 
 
 def test_an_interrupted_turn_keeps_what_was_answered() -> None:

@@ -689,7 +689,7 @@ async def run_again(strata: Strata, was: Turn, answer: str) -> Turn:
     """Begin the turn again and end it with this answer."""
     assert was.assistant is not None
     begun = msgspec.structs.replace(
-        was, status="running", token=f"again {was.attempt}", attempt=was.attempt + 1
+        was, status="running", fencing_token=f"again {was.attempt}", attempt=was.attempt + 1
     )
     assert await strata.store.turns.rerun(begun, was=was)
     ended = answered(begun, answer, status="done", message_status="done", counter=strata.counter)
@@ -751,7 +751,7 @@ async def test_an_attempt_that_the_projection_has_not_seen_is_not_settled(tmp_pa
         assert (await stored(strata)).lexical_through == 2
         assert await strata.store.work.pending() == [KEY]
         await strata.projector.run_once()
-        third = msgspec.structs.replace(second, status="failed", token="third", attempt=3)
+        third = msgspec.structs.replace(second, status="failed", fencing_token="third", attempt=3)
         assert third.attempt > second.attempt
         await strata.projector.commit()
         assert await strata.store.work.pending() == []
