@@ -21,7 +21,7 @@ async def sandbox(config: MemoryConfig) -> AsyncIterator[Strata]:
     """
     with tempfile.TemporaryDirectory(prefix="strata-evals-") as folder:
         async with open_memory(_at(config, Path(folder)), background=False) as strata:
-            await strata.model_loaded.wait()
+            await strata.embeddings_loaded.wait()
             yield strata
 
 
@@ -37,4 +37,4 @@ def _at(config: MemoryConfig, folder: Path) -> MemoryConfig:
 
 def embedding_of(strata: Strata) -> str:
     """State and identity of the embedding model, or why there is none."""
-    return f"{strata.model.state} {strata.model.identity or strata.model.reason}".strip()
+    return f"{strata.embeddings.state} {strata.embeddings.identity or strata.embeddings.reason}".strip()

@@ -13,6 +13,7 @@ StrataError
 ├── TooManyWaiting            as many wait for this session as may
 ├── Stopping                  no more turns are taken: the process is about to end
 ├── TurnLost                  a late write: the turn was taken over, erased or is finished
+├── TurnEnded                 the caller has ended this turn itself, or let its context go
 ├── StoreUnavailable          the store did not answer
 ├── IndexUnavailable          the vector index did not answer
 │   └── EraseUnfinished       … while something was erased: what it holds goes later
@@ -118,6 +119,12 @@ class TurnLost(StrataError):
     def __init__(self, *, erased: bool) -> None:
         self.erased = erased
         super().__init__("the turn was erased" if erased else "the turn was taken over")
+
+
+class TurnEnded(StrataError):
+    def __init__(self, turn_id: str) -> None:
+        self.turn_id = turn_id
+        super().__init__("the turn has ended (or its context was released): begin another one")
 
 
 class StoreUnavailable(StrataError):

@@ -8,46 +8,27 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from memory.config import MemoryConfig
+from memory.config import ConfigSource, MemoryConfig
 from memory.errors import NotFound
-from memory.ids import TurnId
+from memory.ids import SessionKey, TurnId
 from memory.log.session_lease import lease_is_over
 from memory.log.transitions import interrupted
 from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
-from memory.recall.hydration import hydrate, of_living_sessions
+from memory.recall.hydration import hydrate
 from memory.recall.search import Recall
 from memory.retention.erasing import Eraser
 from memory.sessions.documents import SessionDocuments
-from memory.sessions.lifetime import ended, session_expiry, title_of
+from memory.sessions.lifetime import has_ended, session_expiry
+from memory.sessions.visibility import in_living_sessions, unexpired
 from memory.stores.base import Store
 
-EXPIRED_PAGE = 20
 
-
-class Memories(NamedTuple):
-    """`items` best (with a query) or newest first; `degraded` says what the search lacked."""
+class FoundMemories(NamedTuple):
+    """`items` best first (with a query) or newest first; `degraded` names what the search lacked:
+    "recall" (nothing was searched) or "embedding" (by words alone)."""
 
     items: list[Recollection]
     degraded: tuple[str, ...]
-
-
-async def living(store: Store, session: Session, moment: datetime) -> Session | None:
-    """The session without its messages that have expired by `moment`, be they swept or not; None
-    if those are all. A title that was taken from one of them is taken anew."""
-    if session.summary.expires_at <= moment:
-        hidden = msgspec.structs.replace(session.summary, text="", tokens=0)
-        session = msgspec.structs.replace(session, summary=hidden)
-    title, after = session.title, session.first_seq - 1
-    while turns := await store.turns.range(session.key, after=after, limit=EXPIRED_PAGE):
-        for turn in turns:
-            if turn.expires_at > moment:
-                return msgspec.structs.replace(
-                    session, first_seq=turn.seq, title=title or title_of(turn)
-                )
-            if title == title_of(turn):
-                title = ""
-        after = turns[-1].last_seq
-    return None
 
 
 class History:
@@ -58,7 +39,7 @@ class History:
         recall: Recall,
         sessions: SessionDocuments,
         erasing: Eraser,
-        config: MemoryConfig,
+        config: ConfigSource[MemoryConfig],
     ) -> None:
         self._store = store
         self._recall = recall
@@ -66,37 +47,41 @@ class History:
         self._erasing = erasing
         self._config = config
 
-    async def turn(self, user: User, turn_id: TurnId) -> Turn:
-        """The whole turn. Raises NotFound, also for another user's and for recorded messages."""
+    async def turn(self, user: User, turn_id: str) -> Turn:
+        """The whole turn, receipt included.
+
+        Raises NotFound, also for another user's turn and for recorded messages; StoreUnavailable.
+        """
         if not turn_id.startswith(f"{user.key}."):
             raise NotFound("turn")
-        turn = await self._store.turns.get(turn_id, now=now())
+        turn = await self._store.turns.get(TurnId(turn_id), now=now())
         if turn is None or turn.user is None or turn.assistant is None:
             raise NotFound("turn")
         if not await self._of_living_sessions([turn]):
             raise NotFound("turn")
         return turn
 
-    async def settled_turn(self, user: User, turn: Turn) -> Turn:
-        """A turn that does not run in this process, as it is now: one whose writer is gone is
-        interrupted by this. Raises NotFound, StoreUnavailable."""
+    async def current_turn(self, user: User, turn: Turn) -> Turn:
+        """A turn that does not run in this process, as it is now: this ends one whose writer is
+        gone (`interrupted`). Raises NotFound, StoreUnavailable."""
         if turn.status == "running" and lease_is_over(turn):
             await self._store.turns.save(interrupted(turn))
             turn = await self.turn(user, turn.id)
         return turn
 
     async def _of_living_sessions(self, turns: Collection[Turn]) -> list[Turn]:
-        return await of_living_sessions(
-            turns, store=self._store, moment=now(), ttl=self._config.ttl
+        ttl = self._config.current.ttl
+        if ttl.memory != "session":
+            return list(turns)
+        return await in_living_sessions(
+            turns, sessions=self._store.sessions, moment=now(), default_ttl=ttl.session
         )
 
     async def messages(
         self, user: User, session_id: str, *, before: int | None, limit: int
     ) -> tuple[list[Message], int | None]:
-        """The newest page before `before`, oldest first in it, and the next page's `before`.
-
-        Raises NotFound for a session that does not exist.
-        """
+        """The newest page of messages with a seq below `before`, ascending, and the `before` of
+        the next page (None on the last). Raises NotFound, StoreUnavailable."""
         session = await self.session(user, session_id)
         turns = await self._store.turns.history(
             session.key, now=now(), before=before, first=session.first_seq, limit=limit + 1
@@ -108,45 +93,52 @@ class History:
         return page, page[0].seq if more and page else None
 
     async def session(self, user: User, session_id: str) -> Session:
-        """The session, repaired from its turns. Raises NotFound."""
+        """The session, repaired from its turns. Raises NotFound, StoreUnavailable."""
         key = session_key(user.key, session_id)
         session = await self._sessions.session(key)
-        lives = await self._living(session) if session is not None else None
-        if lives is None:
+        visible = await self._visible(session) if session is not None else None
+        if visible is None:
             raise NotFound("session")
-        return lives
+        return visible
 
     async def sessions(
         self, user: User, *, before: tuple[datetime, str] | None, limit: int
     ) -> tuple[list[Session], tuple[datetime, str] | None]:
-        """A page by last activity, newest first, and the next page's `before`."""
+        """A page by last activity, newest first, and the `before` of the next page (last activity
+        and key of the last session seen; None on the last page). Raises StoreUnavailable."""
         await self._sessions.refresh(user.key)
         found = await self._store.sessions.page(user.key, before=before, limit=limit + 1)
         last = found[limit - 1] if len(found) > limit else None
-        page = [lives for session in found[:limit] if (lives := await self._living(session))]
+        page = [seen for session in found[:limit] if (seen := await self._visible(session))]
         return page, (last.updated_at, last.key) if last else None
 
-    async def _living(self, session: Session) -> Session | None:
-        """The session as its living messages have it; None without any, or when it has ended."""
+    async def _visible(self, session: Session) -> Session | None:
+        """The session without what has expired; None when that is all, or when it has ended."""
         moment = now()
-        if ended(session, None, moment, self._config.ttl.session):
+        if has_ended(session, None, moment, self._config.current.ttl.session):
             return None
-        return await living(self._store, session, moment)
+        return await unexpired(self._store.turns, session, moment)
 
     async def change(self, user: User, session_id: str, changes: Mapping[str, Any]) -> Session:
-        """Set `title`, `metadata`, `ttl_seconds`. Raises NotFound."""
+        """Set `title`, `metadata`, `ttl_seconds`; the session as it is then.
+
+        Raises NotFound, StoreUnavailable.
+        """
         session = await self.session(user, session_id)
         values = dict(changes)
         if "ttl_seconds" in values:
             changed = msgspec.structs.replace(session, ttl_seconds=values["ttl_seconds"])
             values["expires_at"] = session_expiry(
-                changed, session.updated_at, self._config.ttl.session
+                changed, session.updated_at, self._config.current.ttl.session
             )
         await self._store.sessions.change(session.key, values)
         return await self.session(user, session_id)
 
     async def delete_session(self, user: User, session_id: str) -> int:
-        """Erase a session with everything that came from it; returns its turns. NotFound."""
+        """Erase a session with everything that came from it; the number of its turns.
+
+        Raises NotFound, StoreUnavailable; EraseUnfinished when the index holds points of it still.
+        """
         session = await self.session(user, session_id)
         return await self._erasing.erase_session(session.key)
 
@@ -160,8 +152,11 @@ class History:
         since: datetime | None = None,
         until: datetime | None = None,
         role: Role | None = None,
-    ) -> Memories:
-        """Messages by meaning and words, or without a query simply the newest."""
+    ) -> FoundMemories:
+        """Messages by meaning and words, or without a query simply the newest.
+
+        `since` ≤ the time they were said < `until`. Raises StoreUnavailable.
+        """
         key = session_key(user.key, session_id) if session_id else None
 
         def wanted(message: Message) -> bool:
@@ -173,25 +168,25 @@ class History:
             )
 
         if query is None:
-            return Memories(await self._newest(user, key, wanted, limit, since, until), ())
+            return FoundMemories(await self._newest(user, key, wanted, limit, since, until), ())
         ranked = await self._recall.search(query, user=user.key, now=now(), session=key)
         recalled = await hydrate(
             ranked,
             store=self._store,
             user=user.key,
             budget_tokens=10**9,
-            ttl=self._config.ttl,
+            ttl=self._config.current.ttl,
         )
         best: dict[str, Recollection] = {}
         for item in recalled.items:
             if wanted(item.message):
                 best.setdefault(item.message.id, item)
-        return Memories(list(best.values())[:limit], ranked.degraded)
+        return FoundMemories(list(best.values())[:limit], ranked.degraded)
 
     async def _newest(
         self,
         user: User,
-        key: str | None,
+        key: SessionKey | None,
         wanted: Callable[[Message], bool],
         limit: int,
         since: datetime | None,

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory.config import BudgetConfig
-from memory.ids import SessionKey
-from memory.models import RecallScope, User, session_key
+from memory.models import RecallScope, User
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TurnRequest:
+    """`budget` replaces the configured one; `recall_deadline` (seconds, inf = none) likewise.
+
+    `idempotency_key` names the request within its user for 24 hours; `body_hash` tells it from
+    another request of the same name.
+    """
+
     user: User
     session_id: str
     question: str
@@ -20,10 +25,5 @@ class TurnRequest:
     budget: BudgetConfig | None = None
     metadata: dict[str, Any] | None = None
     recall_deadline: float | None = None
-    # A client's own name for this request, and what tells it from another by the same name.
     idempotency_key: str | None = None
     body_hash: str = ""
-
-    @property
-    def key(self) -> SessionKey:
-        return session_key(self.user.key, self.session_id)

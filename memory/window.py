@@ -24,26 +24,22 @@ class Window(NamedTuple):
     messages: tuple[ChatMessage, ...]
     trailing: str
     counted: tuple[Message, ...]
-    cut: int
 
 
-EMPTY = Window((), "", (), 0)
-
-
-def living(turn: Turn) -> list[Message]:
+def shown(turn: Turn) -> list[Message]:
     """The messages of a turn that a prompt can show: not empty, not forgotten."""
     user, answer = turn.user, turn.assistant  # asked several times for every turn of a window
-    shown = []
+    found = []
     if user is not None and user.content and user.status != "forgotten":
-        shown.append(user)
+        found.append(user)
     if answer is not None and answer.content and answer.status != "forgotten":
-        shown.append(answer)
-    return shown
+        found.append(answer)
+    return found
 
 
 def turn_tokens(turn: Turn, counter: TokenCounter) -> int:
     """What a turn costs in the window at most."""
-    return sum([_message_tokens(message, counter) for message in living(turn)])
+    return sum([_message_tokens(message, counter) for message in shown(turn)])
 
 
 def select(
@@ -68,14 +64,14 @@ def render(
 ) -> Window:
     """The chat messages of these turns. With `cut`, their messages are cut in the middle to fit
     the budget; what does not fit even so is left out."""
-    shown = [message for turn in turns for message in living(turn)]
-    texts = [_text(message) for message in shown]
-    if cut and shown:
+    counted = [message for turn in turns for message in shown(turn)]
+    texts = [_text(message) for message in counted]
+    if cut and counted:
         texts = _cut_texts(texts, budget_tokens, counter)
-        pairs = [(m, t) for m, t in zip(shown, texts, strict=True) if t]
-        shown, texts = [m for m, _ in pairs], [t for _, t in pairs]
+        pairs = [(m, t) for m, t in zip(counted, texts, strict=True) if t]
+        counted, texts = [m for m, _ in pairs], [t for _, t in pairs]
     joined: list[tuple[str, list[str]]] = []
-    for message, text in zip(shown, texts, strict=True):
+    for message, text in zip(counted, texts, strict=True):
         if joined and joined[-1][0] == message.role:
             joined[-1][1].append(text)
         else:
@@ -87,7 +83,7 @@ def render(
     ]
     if messages and messages[0].role == "assistant":
         messages.insert(0, ChatMessage("user", EARLIER))
-    return Window(tuple(messages), trailing, tuple(shown), int(cut))
+    return Window(tuple(messages), trailing, tuple(counted))
 
 
 def _text(message: Message) -> str:

@@ -167,7 +167,7 @@ async def _replay(
             else:
                 await _record(strata, user, session_id, exchange)
             history.say(session_id, *exchange)
-            await strata.settled()
+            await strata.caught_up()
             yield step
 
 
@@ -175,13 +175,13 @@ async def _turn(
     strata: Strata, ask: TurnRequest, answer: str, history: _History, place: _Place
 ) -> Step:
     started = time.perf_counter()
-    accepted = await strata.memory.accept(ask)
+    accepted = await strata.memory.begin(ask)
     try:
-        context = await strata.memory.context(accepted)
+        context = await accepted.context()
         seconds = time.perf_counter() - started
-        await strata.memory.finish(accepted, answer, status="done", context=context)
+        await accepted.finish(answer, status="done")
     finally:
-        strata.memory.abandon(accepted)
+        accepted.abandon()
     receipt = context.receipt
     layers = layer_tokens(receipt)
     frame = layers["system"] + layers["question"]

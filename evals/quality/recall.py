@@ -101,7 +101,7 @@ async def _ingest(strata: Strata, conversation: Conversation) -> _Known:
         recorded = await strata.memory.record(user, batch.session_id, batch.messages)
         for message_id, message in zip(recorded.message_ids, batch.messages, strict=True):
             sources[message_id] = message.id or ""
-    await strata.settled()
+    await strata.caught_up()
     texts = {turn.turn_id: turn.text for s in conversation.sessions for turn in s.turns}
     return _Known(conversation, texts, sources)
 

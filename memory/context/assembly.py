@@ -235,7 +235,7 @@ class _Layout:
 
     def _dropped(self, must_cut: bool) -> tuple[Dropped, ...]:
         material, counted = self.material, self.shown.counted
-        found_there = sum([len(window.living(turn)) for turn in material.turns])
+        found_there = sum([len(window.shown(turn)) for turn in material.turns])
         missing = found_there - len(counted) + material.unread
         hidden = bool(material.summary.text) and not self.summary_tokens
         inside = {message.id for message in counted}

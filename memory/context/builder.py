@@ -1,7 +1,7 @@
-"""What the model is to read, while the rest is still being done.
+"""Gathers what a context is made of, beside the writes of the log.
 
-The search begins with the question alone; the window and the summary are there once the session
-is read. So a draft is made beside the writes, and is most often ready when they are.
+The search begins with the question alone; window and summary are there once the session is read.
+So a context is most often ready when its turn is durable.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import NamedTuple
 import msgspec
 
 from memory import window
-from memory.config import MemoryConfig
+from memory.config import BudgetConfig, ConfigSource, MemoryConfig
 from memory.context.assembly import Material, assemble, check_question
 from memory.errors import StoreUnavailable
+from memory.ids import MessageId, SessionKey
 from memory.log.transitions import recounted
 from memory.models import Recalled, Session, Turn, now
 from memory.recall.hydration import hydrate
 from memory.recall.search import Recall
 from memory.receipt import Context
-from memory.sessions.lifetime import new_session
+from memory.sessions.lifetime import finished, new_session
 from memory.stores.base import LoadedSession, Store
 from memory.tokens import TokenCounter
 from memory.turn_request import TurnRequest
 
 
 class _Seen(NamedTuple):
-    """The session, the turns before the question, and the question's own."""
+    """The session, the turns before the question, and the turn that asks it (if it is stored)."""
 
     session: Session
     turns: Sequence[Turn]
@@ -36,88 +37,117 @@ class _Seen(NamedTuple):
 
 
 class ContextDraft:
-    """A context in the making: it waits for what `show` tells. Must be awaited or cancelled."""
+    """The context of one request in the making: `begin` starts the search, `show` completes it.
+    Must be awaited or cancelled."""
 
-    def __init__(self, composing: ContextBuilder, ask: TurnRequest) -> None:
-        self._seen: asyncio.Future[_Seen] = asyncio.get_running_loop().create_future()
-        self._context = asyncio.create_task(composing.compose(ask, self._seen))
+    def __init__(self, builder: ContextBuilder, request: TurnRequest, key: SessionKey) -> None:
+        self._builder = builder
+        self._request = request
+        self._key = key
+        self._seen: asyncio.Future[_Seen] | None = None
+        self._building: asyncio.Task[Context] | None = None
+        self._shown: LoadedSession | None = None
 
-    @property
-    def is_shown(self) -> bool:
-        return self._seen.done()
+    def begin(self) -> None:
+        if self._building is None:
+            self._seen = asyncio.get_running_loop().create_future()
+            building = self._builder.build(self._request, self._key, self._seen)
+            self._building = asyncio.create_task(building, name="context")
 
     def show(self, session: Session, loaded: LoadedSession, asked: Turn | None = None) -> None:
-        """The session as it counts, the newest turns, and the turn that asks, which may be among
-        them. Only once."""
-        turns = _window_turns(session, loaded)
-        turns = [turn for turn in turns if asked is None or turn.id != asked.id]
+        if self._shown is loaded:
+            return
+        if self._shown is not None:
+            self.restart()
+        self.begin()
+        assert self._seen is not None
+        first = _first_seq(session)
+        turns = [
+            turn
+            for turn in reversed(loaded.turns)
+            if turn.seq >= first and (asked is None or turn.id != asked.id)
+        ]
+        self._shown = loaded
         self._seen.set_result(_Seen(session, turns, asked))
 
+    def restart(self) -> None:
+        self.cancel()
+        self._building = self._shown = None
+        self.begin()
+
     async def context(self) -> Context:
-        return await self._context
+        """Raises BudgetExceeded, IndexUnavailable never: a search that fails only degrades."""
+        assert self._building is not None, "begin it first"
+        return await self._building
 
     def cancel(self) -> None:
         """Harmless when repeated, and when the context is there."""
-        self._context.cancel()
+        if self._building is not None:
+            self._building.cancel()
 
 
 class ContextBuilder:
     def __init__(
-        self, *, store: Store, recall: Recall, counter: TokenCounter, config: MemoryConfig
+        self,
+        *,
+        store: Store,
+        recall: Recall,
+        counter: TokenCounter,
+        config: ConfigSource[MemoryConfig],
     ) -> None:
         self._store = store
         self._recall = recall
         self._counter = counter
         self._config = config
 
-    def begin(self, ask: TurnRequest) -> ContextDraft:
-        """Search beside the read of the session. Raises BudgetExceeded."""
-        budget = ask.budget or self._config.budget
-        check_question(ask.question, ask.system, budget, self._counter)
-        return ContextDraft(self, ask)
+    def draft(self, request: TurnRequest, key: SessionKey) -> ContextDraft:
+        """Raises BudgetExceeded when system text and question alone do not fit."""
+        check_question(request.question, request.system, self._budget(request), self._counter)
+        return ContextDraft(self, request, key)
 
-    def again(self, ask: TurnRequest) -> ContextDraft:
-        """The same for a question that is known to fit."""
-        return ContextDraft(self, ask)
-
-    async def compose(self, ask: TurnRequest, seen: asyncio.Future[_Seen]) -> Context:
-        recalled = await self._recalled(ask, seen)
-        session, turns, _ = await seen
-        return self._assemble(ask, session, turns, recalled)
-
-    def plain(self, ask: TurnRequest) -> Context:
+    def plain(self, request: TurnRequest) -> Context:
         """The context of a stateless call: system text and question alone."""
-        session = new_session(ask.user.key, ask.session_id, now())
-        return self._assemble(ask, session, (), Recalled())
+        session = new_session(request.user.key, request.session_id, now())
+        return self._assemble(request, _Seen(session, (), None), Recalled())
 
-    def _assemble(
-        self, ask: TurnRequest, session: Session, turns: Sequence[Turn], recalled: Recalled
+    async def build(
+        self, request: TurnRequest, key: SessionKey, seen: asyncio.Future[_Seen]
     ) -> Context:
-        summary, degraded = session.summary, ("summary",) if session.summary.degraded else ()
+        recalled = await self._recalled(request, key, seen)
+        return self._assemble(request, await seen, recalled)
+
+    def _budget(self, request: TurnRequest) -> BudgetConfig:
+        return request.budget or self._config.current.budget
+
+    def _assemble(self, request: TurnRequest, seen: _Seen, recalled: Recalled) -> Context:
+        session, turns, _ = seen
+        summary = session.summary
         if summary.expires_at <= now():
             summary = msgspec.structs.replace(summary, text="")
         material = Material(
-            question=ask.question,
-            system=ask.system,
+            question=request.question,
+            system=request.system,
             summary=summary,
-            turns=[recounted(turn, self._counter) for turn in _finished(turns)],
+            turns=[recounted(turn, self._counter) for turn in finished(turns)],
             recalled=recalled,
-            degraded=degraded,
+            degraded=("summary",) if summary.degraded else (),
             previous_marks=next((t.prefix_marks for t in reversed(turns) if t.prefix_marks), ()),
             unread=turns[0].seq - _first_seq(session) if turns else 0,
         )
-        return assemble(material, budget=ask.budget or self._config.budget, counter=self._counter)
+        return assemble(material, budget=self._budget(request), counter=self._counter)
 
-    async def _recalled(self, ask: TurnRequest, seen: asyncio.Future[_Seen]) -> Recalled:
-        budget = ask.budget or self._config.budget
-        if ask.recall == "none" or budget.recall_tokens == 0:
+    async def _recalled(
+        self, request: TurnRequest, key: SessionKey, seen: asyncio.Future[_Seen]
+    ) -> Recalled:
+        budget = self._budget(request)
+        if request.recall == "none" or budget.recall_tokens == 0:
             return Recalled()
         ranked = await self._recall.search(
-            ask.question,
-            user=ask.user.key,
-            session=ask.key if ask.recall == "session" else None,
+            request.question,
+            user=request.user.key,
+            session=key if request.recall == "session" else None,
             now=now(),
-            deadline=ask.recall_deadline,
+            deadline=request.recall_deadline,
             after=seen,
         )
         if not ranked.candidates:
@@ -126,21 +156,22 @@ class ContextBuilder:
             return await hydrate(
                 ranked,
                 store=self._store,
-                user=ask.user.key,
-                inside=self._inside(ask, await seen),
+                user=request.user.key,
+                in_prompt=self._in_prompt(await seen, budget),
                 budget_tokens=budget.recall_tokens,
-                ttl=self._config.ttl,
+                ttl=self._config.current.ttl,
             )
         except StoreUnavailable:
             return Recalled(degraded=("recall",))
 
-    def _inside(self, ask: TurnRequest, seen: _Seen) -> frozenset[str]:
-        """The ids of the messages that the prompt holds anyway: those of the turn itself, and
-        those that most likely are in the window."""
-        room = (ask.budget or self._config.budget).window_tokens
-        chosen, _ = window.select(_finished(seen.turns), budget_tokens=room, counter=self._counter)
+    def _in_prompt(self, seen: _Seen, budget: BudgetConfig) -> frozenset[MessageId]:
+        """Messages that the prompt holds without recall: those of the turn itself, and those that
+        most likely are in the window."""
+        chosen, _ = window.select(
+            finished(seen.turns), budget_tokens=budget.window_tokens, counter=self._counter
+        )
         own = seen.asked.messages if seen.asked else ()
-        return frozenset(m.id for turn in chosen for m in window.living(turn)) | {
+        return frozenset(m.id for turn in chosen for m in window.shown(turn)) | {
             message.id for message in own
         }
 
@@ -148,14 +179,3 @@ class ContextBuilder:
 def _first_seq(session: Session) -> int:
     """The first message after the summary."""
     return max(session.first_seq, session.summary.covers_through + 1)
-
-
-def _window_turns(session: Session, loaded: LoadedSession) -> list[Turn]:
-    """The turns after the summary, oldest first."""
-    return [turn for turn in reversed(loaded.turns) if turn.seq >= _first_seq(session)]
-
-
-def _finished(turns: Sequence[Turn]) -> list[Turn]:
-    """Those that live and have ended."""
-    moment = now()
-    return [turn for turn in turns if turn.status != "running" and turn.expires_at > moment]

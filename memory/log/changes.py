@@ -18,6 +18,10 @@ class ChangeFeed:
         self._changed.add(key)
         self._event.set()
 
+    def wake(self) -> None:
+        """End the wait without a change."""
+        self._event.set()
+
     def take(self) -> set[SessionKey]:
         """The sessions that changed since the last call."""
         taken, self._changed = self._changed, set()

@@ -9,65 +9,67 @@ from memory.errors import SessionBusy, Stopping, TooManyWaiting
 from memory.ids import SessionKey
 
 MOST_WAITING = 64
+RETRY_SECONDS = 1.0
 
 
-class _Gate:
+class _Place:
+    """The lock of one session, and how many hold it or wait for it."""
+
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
         self.users = 0
 
 
 class SessionQueue:
-    """A gate is taken by the request that accepts a turn and freed by whoever ends the turn.
+    """Acquired by the request that accepts a turn, released when that turn has ended."""
 
-    At most `most_waiting` wait at one gate; who comes then is told at once.
-    """
-
-    def __init__(self, *, most_waiting: int = MOST_WAITING) -> None:
-        self._most_waiting = most_waiting
-        self._gates: dict[str, _Gate] = {}
+    def __init__(self) -> None:
+        self._places: dict[SessionKey, _Place] = {}
         self._shut = asyncio.Event()
 
     def shut(self) -> None:
-        """Let nobody through any more, neither who comes nor who waits already."""
+        """Let no request through any more, not even those that wait already."""
         self._shut.set()
 
     def is_free(self, key: SessionKey) -> bool:
-        return key not in self._gates
+        return key not in self._places
 
-    async def acquire(self, key: SessionKey, *, wait_seconds: float) -> None:
-        """Raises SessionBusy when the gate is not free in time, TooManyWaiting when its queue is
-        full, Stopping when all are shut."""
+    async def acquire(
+        self, key: SessionKey, *, wait_seconds: float, most_waiting: int = MOST_WAITING
+    ) -> None:
+        """Raises SessionBusy when the session is not free in time, TooManyWaiting when
+        `most_waiting` wait for it already, Stopping when the queue is shut."""
         if self._shut.is_set():
             raise Stopping("no more turns are taken")
-        gate = self._gates.setdefault(key, _Gate())
-        gate.users += 1
+        place = self._places.setdefault(key, _Place())
+        place.users += 1
         try:
-            if gate.users == 1:  # a lock that was just freed may be promised to who waits
-                await gate.lock.acquire()
+            # asyncio.Lock may already be handed to a waiter, so ask our own count, not the lock.
+            if place.users == 1:
+                await place.lock.acquire()
                 return
             if wait_seconds <= 0:
-                raise SessionBusy(1.0)
-            if gate.users - 1 > self._most_waiting:  # all but the one who is through
-                raise TooManyWaiting(1.0)
+                raise SessionBusy(RETRY_SECONDS)
+            if place.users - 1 > most_waiting:  # without the one that is through
+                raise TooManyWaiting(RETRY_SECONDS)
             async with asyncio.timeout(None if math.isinf(wait_seconds) else wait_seconds):
-                await gate.lock.acquire()
+                await place.lock.acquire()
         except TimeoutError:
-            self._leave(key, gate)
-            raise SessionBusy(1.0) from None
+            self._leave(key, place)
+            raise SessionBusy(RETRY_SECONDS) from None
         except BaseException:
-            self._leave(key, gate)
+            self._leave(key, place)
             raise
         if self._shut.is_set():
             self.release(key)
             raise Stopping("no more turns are taken")
 
     def release(self, key: SessionKey) -> None:
-        gate = self._gates[key]
-        gate.lock.release()
-        self._leave(key, gate)
+        place = self._places[key]
+        place.lock.release()
+        self._leave(key, place)
 
-    def _leave(self, key: SessionKey, gate: _Gate) -> None:
-        gate.users -= 1
-        if gate.users == 0:
-            del self._gates[key]
+    def _leave(self, key: SessionKey, place: _Place) -> None:
+        place.users -= 1
+        if place.users == 0:
+            del self._places[key]

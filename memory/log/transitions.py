@@ -1,4 +1,8 @@
-"""Pure: the documents of the log as they are written. Ids, tokens and expiry are set here."""
+"""Pure: the states of a turn. Each function makes the document that the log writes next.
+
+accepted (running) → answered: done, partial or failed · interrupted when its writer is gone ·
+begun again (running, next attempt) from failed or interrupted. Recorded messages are born done.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from memory.ids import MessageId, SessionKey
 from memory.models import (
     Message,
     MessageStatus,
@@ -21,6 +26,10 @@ from memory.models import (
 )
 from memory.sessions.lifetime import expiry_of
 from memory.tokens import TokenCounter
+from memory.turn_request import TurnRequest
+
+# Statuses of turns that a retry with the same idempotency key runs again.
+RERUNNABLE = ("failed", "interrupted")
 
 
 class Incoming(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,45 +42,41 @@ class Incoming(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
 
 
-def running_turn(
-    user: User,
-    session_id: str,
+def accepted_turn(
+    request: TurnRequest,
+    key: SessionKey,
     seq: int,
-    question: str,
     *,
     ttl: float | str,
     lease_seconds: float,
     counter: TokenCounter,
-    metadata: dict[str, Any] | None,
-    idempotency_key: str | None = None,
-    body_hash: str | None = None,
 ) -> Turn:
     """A turn as it is accepted: the question, and the empty answer that takes the next seq."""
     moment = now()
-    key = session_key(user.key, session_id)
     id_ = turn_id(key, seq)
     shared: dict[str, Any] = {"created_at": moment, "recorded_at": moment, "turn_id": id_}
+    name = request.idempotency_key
     return Turn(
         id=id_,
-        user_key=user.key,
+        user_key=request.user.key,
         session_key=key,
-        session_id=session_id,
+        session_id=request.session_id,
         seq=seq,
         last_seq=seq + 1,
         status="running",
         fencing_token=secrets.token_hex(8),
         lease_until=expiry_of(moment, lease_seconds),
         user=Message(
-            id=f"{id_}.u",
+            id=MessageId(f"{id_}.u"),
             seq=seq,
             role="user",
-            content=question,
+            content=request.question,
             status="done",
-            tokens=counter.count(question),
+            tokens=counter.count(request.question),
             **shared,
         ),
         assistant=Message(
-            id=f"{id_}.a",
+            id=MessageId(f"{id_}.a"),
             seq=seq + 1,
             role="assistant",
             content="",
@@ -79,12 +84,12 @@ def running_turn(
             tokens=0,
             **shared,
         ),
-        idempotency=keyless(id_) if idempotency_key is None else user_turn_key(idempotency_key),
-        body_hash=body_hash,
+        idempotency=keyless(id_) if name is None else user_turn_key(name),
+        body_hash=request.body_hash or None,
         created_at=moment,
         recorded_at=moment,
         expires_at=expiry_of(moment, ttl),
-        metadata=metadata,
+        metadata=request.metadata,
         counter=counter.name,
     )
 
@@ -104,7 +109,7 @@ def recorded_turn(
     id_ = turn_id(key, seq)
     said = incoming.created_at or moment
     message = Message(
-        id=f"{id_}.{'u' if incoming.role == 'user' else 'a'}",
+        id=MessageId(f"{id_}.{'u' if incoming.role == 'user' else 'a'}"),
         client_id=incoming.id,
         seq=seq,
         role="user" if incoming.role == "user" else "assistant",
@@ -135,12 +140,12 @@ def recorded_turn(
 
 
 def user_turn_key(key: str) -> str:
-    """What a client's idempotency key is in the unique index: it holds within its user."""
+    """A client's idempotency key as it stands in the unique index: it holds within its user."""
     return f"k{key}"
 
 
 def client_key(session: str, client_id: str) -> str:
-    """What a client's message id is in the unique index: it holds within its session."""
+    """A client's message id as it stands in the unique index: it holds within its session."""
     return f"m{session}:{client_id}"
 
 
@@ -188,13 +193,13 @@ def begun_again(turn: Turn, *, lease_seconds: float) -> Turn:
 
 
 def interrupted(turn: Turn) -> Turn:
-    """A running turn that nobody runs any more."""
+    """A running turn whose writer is gone."""
     answer = turn.assistant and msgspec.structs.replace(turn.assistant, status="interrupted")
     return msgspec.structs.replace(turn, status="interrupted", assistant=answer)
 
 
 def recounted(turn: Turn, counter: TokenCounter) -> Turn:
-    """The turn with tokens of this counter: what another one counted would break the budget."""
+    """The turn with tokens of this counter: another counter's figures would break the budget."""
     if turn.counter == counter.name:
         return turn
     user, assistant = (

@@ -21,6 +21,7 @@ from memory.errors import StoreUnavailable, StrataError, reason
 from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
+from memory.log.changes import ChangeFeed
 from memory.models import Turn, now
 from memory.projections.index import Indexing
 from memory.projections.steps import Progress, Steps
@@ -69,8 +70,10 @@ class Projector:
         sessions: SessionDocuments,
         locks: SessionLocks,
         counter: TokenCounter,
+        changes: ChangeFeed,
         config: MemoryConfig,
     ) -> None:
+        self._changes = changes
         self._store = store
         self._index = index
         self._indexing = (
@@ -87,7 +90,6 @@ class Projector:
         self._progress: dict[str, Progress] = {}
         self._failures: dict[str, _Failures] = {}
         self._unflushed_since: float | None = None
-        self._woken = asyncio.Event()
         self._worker = secrets.token_hex(8)
         self._at_once = asyncio.Semaphore(
             config.projector.concurrency or (1 if store.embedded else SHARED_CONCURRENCY)
@@ -95,15 +97,19 @@ class Projector:
 
     def wake(self, session_key: SessionKey) -> None:
         """There is news in this session."""
-        if progress := self._progress.get(session_key):
-            progress.news = True
-        if failures := self._failures.get(session_key):
-            self._failures[session_key] = _Failures(failures.times)
-        self._woken.set()
+        self._changes.note(session_key)
+
+    def _take_changes(self) -> None:
+        for key in self._changes.take():
+            if progress := self._progress.get(key):
+                progress.news = True
+            if failures := self._failures.get(key):
+                self._failures[key] = _Failures(failures.times)
 
     async def behind(self) -> int:
         """How many sessions (at most a page) have news that is not projected yet. What is done
         but waits for the next flush of the index does not count."""
+        self._take_changes()
         return sum(not self._is_caught_up(key) for key in await self._waiting())
 
     async def state(self) -> State:
@@ -126,7 +132,7 @@ class Projector:
         for progress in self._progress.values():
             progress.dense = 0 if reset else progress.dense
             progress.settled = min(progress.settled, progress.dense)
-        self._woken.set()
+        self._changes.wake()
 
     def forget(self, session_key: SessionKey) -> None:
         """The session was erased: what is known of its progress is void."""
@@ -136,7 +142,6 @@ class Projector:
     async def run(self) -> None:
         """Catch up until cancelled. Failures are logged and tried again, later and later."""
         while True:
-            self._woken.clear()
             try:
                 worked = await self.run_once()
                 await self._commit_when_due()
@@ -147,12 +152,7 @@ class Projector:
                 worked = False
                 log.exception("projection.crashed")
             if not worked:
-                interval = self._config.projector.interval
-                try:
-                    async with asyncio.timeout(interval):
-                        await self._woken.wait()
-                except TimeoutError:
-                    pass
+                await self._changes.wait(self._config.projector.interval)
 
     async def settled(self) -> None:
         """Return when there is nothing left to do (a running turn is left to its end); raises
@@ -174,6 +174,7 @@ class Projector:
 
     async def run_once(self, *, raising: bool = False) -> bool:
         """One batch for every pending session; True when anything was done."""
+        self._take_changes()
         waiting = await self._waiting()
         return any(await asyncio.gather(*(self._one(key, raising=raising) for key in waiting)))
 

@@ -6,16 +6,14 @@ what was erased or has expired.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable
-from datetime import datetime
+from collections.abc import Iterable
 
 from memory.config import TtlConfig
-from memory.ids import UserKey
+from memory.ids import MessageId, TurnId, UserKey
 from memory.models import Message, Recalled, Recollection, Turn, now, turn_of
 from memory.recall.fusion import Candidate
 from memory.recall.search import Ranked
-from memory.sessions.lifetime import ended
+from memory.sessions.visibility import in_living_sessions
 from memory.stores.base import Store
 from memory.text.passages import cut
 
@@ -33,17 +31,20 @@ async def hydrate(
     user: UserKey,
     budget_tokens: int,
     ttl: TtlConfig,
-    inside: frozenset[str] = frozenset(),
+    in_prompt: frozenset[MessageId] = frozenset(),
 ) -> Recalled:
     """The best candidates as recollections with the store's own text, without the messages that
-    are `inside` the window. Raises StoreUnavailable."""
-    outside = [c for c in ranked.candidates if c.payload["message"] not in inside]
+    are `in_prompt` anyway. Raises StoreUnavailable."""
+    outside = [c for c in ranked.candidates if c.payload["message"] not in in_prompt]
     chosen = _enough(outside, budget_tokens * SLACK)
     moment = now()
     ids = list({turn_of(c.payload["message"]): None for c in chosen})
     turns = await store.turns.get_many(ids, now=moment) if ids else {}
-    living = await of_living_sessions(turns.values(), store=store, moment=moment, ttl=ttl)
-    turns = {turn.id: turn for turn in living}
+    if ttl.memory == "session":
+        living = await in_living_sessions(
+            turns.values(), sessions=store.sessions, moment=moment, default_ttl=ttl.session
+        )
+        turns = {turn.id: turn for turn in living}
     items, gone = [], 0
     for candidate in chosen:
         turn = turns.get(turn_of(candidate.payload["message"]))
@@ -61,24 +62,8 @@ async def hydrate(
                 lexical_rank=candidate.lexical_rank,
             )
         )
-    in_window = len(inside & {c.payload["message"] for c in ranked.candidates})
+    in_window = len(in_prompt & {c.payload["message"] for c in ranked.candidates})
     return Recalled(tuple(items), gone, in_window, ranked.degraded)
-
-
-async def of_living_sessions(
-    turns: Collection[Turn], *, store: Store, moment: datetime, ttl: TtlConfig
-) -> list[Turn]:
-    """These turns without those that ended with their sessions (`ttl.memory = "session"`)."""
-    if ttl.memory != "session":
-        return list(turns)
-    newest = {turn.session_key: turn for turn in sorted(turns, key=lambda turn: turn.seq)}
-    begins: dict[str, float] = {}
-    for key, last in newest.items():
-        session = await store.sessions.get(key)
-        if session is not None:
-            over = ended(session, last, moment, ttl.session)
-            begins[key] = math.inf if over else session.first_seq
-    return [turn for turn in turns if turn.seq >= begins.get(turn.session_key, 0)]
 
 
 def _message(turn: Turn | None, candidate: Candidate, user: UserKey) -> Message | None:
@@ -94,7 +79,7 @@ def _message(turn: Turn | None, candidate: Candidate, user: UserKey) -> Message 
 def _enough(candidates: Iterable[Candidate], tokens: float) -> list[Candidate]:
     """The best candidates whose texts fill `tokens`."""
     chosen: list[Candidate] = []
-    turns: set[str] = set()
+    turns: set[TurnId] = set()
     filled = 0.0
     for candidate in candidates:
         turns.add(turn_of(candidate.payload["message"]))

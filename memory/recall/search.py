@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from memory.breaker import Breaker
-from memory.config import RecallConfig
+from memory.config import ConfigSource, MemoryConfig
 from memory.embeddings import sparse
 from memory.embeddings.dense import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
@@ -50,7 +50,7 @@ class _Asked(NamedTuple):
 
 class Recall:
     def __init__(
-        self, *, index: VectorIndex | None, model: DenseModel, config: RecallConfig
+        self, *, index: VectorIndex | None, model: DenseModel, config: ConfigSource[MemoryConfig]
     ) -> None:
         self._index = index
         self._model = model
@@ -74,7 +74,7 @@ class Recall:
         then."""
         if self._index is None or not self.breaker.allows():
             return Ranked([], ("recall",))
-        seconds = self._config.deadline if deadline is None else deadline
+        seconds = self._config.current.recall.deadline if deadline is None else deadline
         began, outside = time.perf_counter(), 0.0
         try:
             async with asyncio.timeout(None if math.isinf(seconds) else seconds) as limit:
@@ -123,11 +123,11 @@ class Recall:
             session=session,
             sparse=sparse.embed_query(asked.question.text),
             dense=asked.vector,
-            limit=self._config.candidates,
+            limit=self._config.current.recall.candidates,
             now=now,
         )
         english = self._model.english_only
-        ranked = fuse(hits, asked.question, self._config, english_model=english)
+        ranked = fuse(hits, asked.question, self._config.current.recall, english_model=english)
         return Ranked(ranked, asked.degraded)
 
 

@@ -10,10 +10,9 @@ from memory.errors import EraseUnfinished, IndexUnavailable
 from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
-from memory.log.session_lease import last_seq
 from memory.models import Session, now
 from memory.projections.projector import Projector
-from memory.sessions.lifetime import begun_anew, new_session
+from memory.sessions.lifetime import begun_anew, last_seq_of, new_session
 from memory.stores.base import Store
 
 # A batch of another worker's projection is over by then, if that worker lives.
@@ -53,7 +52,7 @@ class Eraser:
                 session = new_session(turns[0].user_key, turns[0].session_id, now())
                 await self._store.sessions.put(session)
             if through is None:
-                through = last_seq(loaded)
+                through = last_seq_of(loaded)
             fresh = begun_anew(session, through)
             await self._store.sessions.change(
                 key,

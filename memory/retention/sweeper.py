@@ -12,7 +12,6 @@ import structlog
 
 from memory.config import MemoryConfig
 from memory.errors import StrataError, reason
-from memory.history import living
 from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
@@ -21,7 +20,8 @@ from memory.log.transitions import interrupted
 from memory.models import now
 from memory.projections.projector import Projector
 from memory.retention.erasing import Eraser
-from memory.sessions.lifetime import begun_anew, ended
+from memory.sessions.lifetime import begun_anew, has_ended
+from memory.sessions.visibility import unexpired
 from memory.stores.base import Store
 from memory.summary.rolling import RollingSummary
 
@@ -85,7 +85,7 @@ class Sweeper:
             if newest is None:
                 await self._forget(session.key)  # a crash came between its turns and itself
                 continue
-            if not ended(session, newest, now(), self._config.ttl.session):
+            if not has_ended(session, newest, now(), self._config.ttl.session):
                 continue  # it goes on; its document does not know of the newest turn yet
             if self._config.ttl.memory == "session":
                 deleted += await self._erasing.erase_session(session.key, through=newest.last_seq)
@@ -141,7 +141,7 @@ class Sweeper:
         session = await self._store.sessions.get(key)
         if session is None:
             return
-        lives = await living(self._store, session, moment)
+        lives = await unexpired(self._store.turns, session, moment)
         if lives is None:
             await self._store.sessions.change(key, {"title": "", "expires_at": moment})
         elif lives != session:

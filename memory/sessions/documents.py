@@ -1,38 +1,41 @@
-"""Session documents: projections of their newest turns, made and repaired when they are read."""
+"""Session documents: projections of the log, made and repaired from it when they are read."""
 
 from __future__ import annotations
 
 import msgspec
 
+from memory.config import ConfigSource, MemoryConfig
 from memory.ids import SessionKey, UserKey
 from memory.locks import SessionLocks
 from memory.models import Session
 from memory.sessions.lifetime import new_session, session_expiry, title_of
 from memory.stores.base import Store
 
-MOST_PENDING = 100_000
+MAX_PENDING = 100_000
 
 
 class SessionDocuments:
-    def __init__(self, *, store: Store, locks: SessionLocks, session_ttl: float) -> None:
+    def __init__(
+        self, *, store: Store, locks: SessionLocks, config: ConfigSource[MemoryConfig]
+    ) -> None:
         self._store = store
         self._locks = locks
-        self._ttl = session_ttl
+        self._config = config
 
     async def refresh(self, user_key: UserKey) -> None:
         """Bring titles, counts and last activity of this user's sessions up to date."""
-        for key in await self._store.work.pending(user_key=user_key, limit=MOST_PENDING):
+        for key in await self._store.work.pending(user_key=user_key, limit=MAX_PENDING):
             await self.session(key)
 
     async def session(self, key: SessionKey) -> Session | None:
-        """The session as its newest turn has it, whether it was projected already or not."""
+        """The session up to its newest turn, whether a projection has seen that or not."""
         if await self._store.sessions.get(key) is not None:
             return await self.repaired(key)  # only sets fields: harmless beside a projection
         async with self._locks.of(key):
             return await self.repaired(key)
 
     async def repaired(self, key: SessionKey) -> Session | None:
-        """Its document, made or repaired from its newest turns, for who holds the lock."""
+        """Its document, made or repaired from its newest turns; the caller holds its lock."""
         loaded = await self._store.turns.load(key, limit=1)
         if not loaded.turns:
             return loaded.session
@@ -56,7 +59,9 @@ class SessionDocuments:
             "title": title,
             "last_seq": newest.last_seq,
             "updated_at": newest.recorded_at,
-            "expires_at": session_expiry(session, newest.recorded_at, self._ttl),
+            "expires_at": session_expiry(
+                session, newest.recorded_at, self._config.current.ttl.session
+            ),
         }
         await self._store.sessions.change(key, changes)
         return msgspec.structs.replace(session, **changes)

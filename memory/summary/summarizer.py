@@ -18,7 +18,7 @@ from memory.models import Message, Turn
 from memory.text.language import split_unspaced, words
 from memory.text.passages import sentences, speaker_of, written_day
 from memory.tokens import TokenCounter, cut_middle
-from memory.window import living, turn_tokens
+from memory.window import shown, turn_tokens
 
 log = structlog.get_logger("strata.summary")
 
@@ -256,7 +256,7 @@ def passes(turns: Sequence[Turn], *, max_tokens: int, counter: TokenCounter) -> 
     """The messages of these turns in order, in runs that a model with `max_tokens` can read."""
     runs: list[list[Message]] = [[]]
     used = 0
-    for message in (m for turn in turns for m in living(turn)):
+    for message in (m for turn in turns for m in shown(turn)):
         if runs[-1] and used + message.tokens > max_tokens:
             runs.append([])
             used = 0

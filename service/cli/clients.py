@@ -214,11 +214,11 @@ class LocalClient:
     async def ready(self) -> dict[str, Any]:
         from service.routes.health import probe
 
-        await self._services.strata.model_loaded.wait()
+        await self._services.strata.embeddings_loaded.wait()
         return {"status": "ready", **await probe(self._services)}
 
     async def settled(self) -> None:
-        await self._services.strata.settled()
+        await self._services.strata.caught_up()
 
 
 @asynccontextmanager

@@ -79,7 +79,7 @@ class _Server(uvicorn.Server):
             self._parent.serving()
             self._watching = asyncio.create_task(self._drain_with(self._parent))
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        settings, model = self._services.settings, self._services.strata.model
+        settings, model = self._services.settings, self._services.strata.embeddings
         if path := serve_file(settings):
             path.write_text(json.dumps({"host": host, "port": port, "pid": os.getpid()}))
         log.info(
@@ -119,7 +119,7 @@ class _Server(uvicorn.Server):
 async def _freeze(services: Services) -> None:
     """Take what stays until the end out of the garbage collector's sight, once all is imported:
     to walk through it is a tenth of a second in which no turn goes on."""
-    await asyncio.gather(asyncio.shield(services.chat), services.strata.model_loaded.wait())
+    await asyncio.gather(asyncio.shield(services.chat), services.strata.embeddings_loaded.wait())
     gc.freeze()
 
 

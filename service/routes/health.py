@@ -78,7 +78,7 @@ async def probe(services: Services) -> dict[str, dict[str, Any]]:
         except (StrataError, TimeoutError) as error:
             index = {"status": "down", "reason": type(error).__name__}
         index = _with_breaker(index, strata.recall.breaker, "searches fail: answers go without")
-    model = strata.model
+    model = strata.embeddings
     embedding: dict[str, Any] = {"status": {"ready": "ok"}.get(model.state, model.state)}
     if model.state == "ready":
         embedding["model"] = model.identity

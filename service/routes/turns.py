@@ -239,7 +239,7 @@ async def _as_it_runs(
     turn = await services.strata.history.turn(user, turn_id)
     producer = services.answers.of(turn)
     if producer is None:
-        turn = await services.strata.history.settled_turn(user, turn)
+        turn = await services.strata.history.current_turn(user, turn)
     return turn, producer
 
 
@@ -321,13 +321,13 @@ async def begin_turn(
     model = await asyncio.shield(services.chat)
     accepted = context = None
     if body.memory is True:
-        accepted = await memory.accept(ask)
+        accepted = await memory.begin(ask)
         run = run_of(accepted.turn)
     else:
         context = await memory.preview(ask) if body.memory == "read" else memory.plain(ask)
         run = f"{uuid.uuid4().hex}.1"
     producer = Generation(
-        memory=memory,
+        count=services.strata.counter.count,
         model=model,
         model_name=services.model_name,
         settings=settings,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Literal
 
@@ -21,7 +21,6 @@ from langchain_core.language_models import BaseChatModel
 from memory.errors import StoreUnavailable, TurnLost, reason
 from memory.models import Turn, TurnError, TurnStatus, now
 from memory.open_turn import OpenTurn
-from memory.orchestrator import Memory
 from memory.receipt import Context, Receipt
 from memory.turn_request import TurnRequest
 from service.chat_models.answer import ModelFailed, stream_answer
@@ -56,7 +55,7 @@ class Generation:
     def __init__(
         self,
         *,
-        memory: Memory,
+        count: Callable[[str], int],
         model: BaseChatModel,
         model_name: str,
         settings: Settings,
@@ -70,7 +69,7 @@ class Generation:
         slot: Slot | None = None,
         started: float | None = None,
     ) -> None:
-        self._memory = memory
+        self._count = count
         self._model = model
         self.model_name = model_name
         self._settings = settings
@@ -122,7 +121,7 @@ class Generation:
             self._fail(TurnError("model_error", "an unexpected error", True))
         finally:
             if accepted is not None:
-                self._memory.abandon(accepted)
+                accepted.abandon()
             if self._detach is not None:
                 self._detach.cancel()
             if self._slot is not None:
@@ -151,8 +150,8 @@ class Generation:
     async def _generate(self) -> None:
         if self._context is None:
             assert self._accepted is not None
-            self._context = await self._memory.context(self._accepted)
-            self._accepted.let_go()
+            self._context = await self._accepted.context()
+            self._accepted.release_context()
             self._news.tell()
         receipt, elapsed = self._context.receipt, self._elapsed()
         log.info(
@@ -189,7 +188,7 @@ class Generation:
         return Checkpoints(
             self._answer,
             self._settings.session,
-            flush=lambda: self._memory.flush(accepted, self.text, context=self._context),
+            flush=lambda: accepted.flush(self.text),
             lost=lambda: self.stop("lost"),
             gate=self._flushing,
         )
@@ -199,7 +198,7 @@ class Generation:
         if usage is None and context is not None and status != "failed":
             usage = {
                 "prompt_tokens": context.receipt.used_tokens,
-                "completion_tokens": self._memory.counter.count(text),
+                "completion_tokens": self._count(text),
             }
         finish_reason = self.finish_reason or ("stop" if status == "done" else None)
         if status == "partial":
@@ -208,11 +207,9 @@ class Generation:
         message_id = None
         if self._accepted is not None:
             try:
-                self.turn = await self._memory.finish(
-                    self._accepted,
+                self.turn = await self._accepted.finish(
                     text,
                     status=status,
-                    context=context,
                     usage=usage,
                     finish_reason=finish_reason,
                     error=error,

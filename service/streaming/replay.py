@@ -79,7 +79,7 @@ async def replay(services: Services, user: User, turn: Turn, place: Place) -> As
             return  # no end: the client comes back to another worker
         try:
             history = services.strata.history
-            turn = await history.settled_turn(user, await history.turn(user, turn.id))
+            turn = await history.current_turn(user, await history.turn(user, turn.id))
         except NotFound:
             yield _error(run, ERASED)
             return

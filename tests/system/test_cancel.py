@@ -177,10 +177,10 @@ async def test_cancelled_turns_leave_no_task_behind(
 
         model.mode("slow", delay=0.01, text=LONG)
         await turn("warm", 1)
-        await services.strata.settled()
+        await services.strata.caught_up()
         base = len(asyncio.all_tasks())
         await asyncio.gather(*(turn(f"s{n}", rng.randrange(0, 10)) for n in range(20)))
         await until(lambda: not services.answers)
-        await services.strata.settled()
+        await services.strata.caught_up()
         await until(lambda: len(asyncio.all_tasks()) <= base)
         assert len(services.streams) == 0

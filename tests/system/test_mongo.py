@@ -135,7 +135,7 @@ async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str, key
         strata = bare(store)
         for n in range(3):
             commands.take()
-            accepted = await strata.memory.accept(
+            accepted = await strata.memory.begin(
                 TurnRequest(
                     user=USER,
                     session_id=SESSION,
@@ -148,12 +148,12 @@ async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str, key
                 assert taken == ["find"] * (2 + keyed) + ["insert"]
             else:  # what this process has left is gone on with: no waiting for the reads
                 assert sorted(taken) == ["find", "find", "insert"]
-            context = await strata.memory.context(accepted)
+            context = await accepted.context()
             assert commands.take() == []
             for text in ("an", "an ans"):
-                await strata.memory.flush(accepted, text, context=context)
+                await accepted.flush(text)
                 assert commands.take() == ["update"]
-            await strata.memory.finish(accepted, "answer", status="done", context=context)
+            await accepted.finish("answer", status="done")
             assert commands.take() == ["update"]
             assert context.receipt.layers.window.messages == 2 * n
         await strata.projector.settled()
@@ -182,18 +182,18 @@ async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_u
                     user=USER, session_id=f"s{n}", question="q", idempotency_key=f"k{n}",
                     recall="none",
                 )  # fmt: skip
-                memory.abandon(await memory.accept(ask))
+                memory.abandon(await memory.begin(ask))
 
             assert 0.8 <= await least_seconds(accept) < 1.15, "one wait to read, one to insert"
 
             waits = []
             for _ in range(4):
                 began = time.monotonic()
-                accepted = await memory.accept(
+                accepted = await memory.begin(
                     TurnRequest(user=USER, session_id="s", question="q", recall="none")
                 )
                 waits.append(time.monotonic() - began)
-                await memory.finish(accepted, "a", status="done", context=None)
+                await accepted.finish("a", status="done")
             assert 0.4 <= min(waits[1:]) < 0.75, "one wait where the session was left here"
 
 

@@ -46,11 +46,11 @@ async def opened(url: str, folder: Path, lease: str = "10s") -> AsyncIterator[St
 
 
 async def say(strata: Strata, question: str) -> None:
-    accepted = await strata.memory.accept(
+    accepted = await strata.memory.begin(
         TurnRequest(user=USER, session_id=SESSION, question=question)
     )
-    context = await strata.memory.context(accepted)
-    await strata.memory.finish(accepted, "I see.", status="done", context=context)
+    await accepted.context()
+    await accepted.finish("I see.", status="done")
 
 
 async def test_a_session_that_another_worker_projects_is_left_to_it(

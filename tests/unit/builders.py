@@ -11,18 +11,27 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from langchain_core.embeddings import Embeddings
 
 from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
-from memory.config import EmbeddingConfig
+from memory.config import ConfigSource, EmbeddingConfig
+from memory.context.builder import ContextBuilder
 from memory.embeddings.dense import DenseModel, Loaded
 from memory.embeddings.sparse import SparseVector
+from memory.errors import TurnEnded
 from memory.indexes.base import Hits, Point, VectorIndex
+from memory.log.changes import ChangeFeed
+from memory.log.transitions import answered
+from memory.log.turn_log import TurnLog
 from memory.models import NEVER, Message, MessageStatus, Role, Turn, TurnStatus
 from memory.models import session_key as key_of
 from memory.models import turn_id as id_of
+from memory.open_turn import OpenTurn
+from memory.orchestrator import Memory
+from memory.recall.search import Recall
 from memory.stores.base import Store
-from memory.strata import _load_model, make_index, make_store, put_together
+from memory.strata import _load_embeddings, make_index, make_store, put_together
 from memory.tokens import TiktokenCounter
 
 NOON = datetime(2024, 5, 8, 12, tzinfo=UTC)
@@ -181,12 +190,12 @@ async def assembled(
     index = around(inner)
     model = model or DenseModel(settings.embedding)
     strata = put_together(
-        settings, store=store, index=index, model=model, counter=counter(), summarizer=None
+        settings, store=store, index=index, embeddings=model, counter=counter(), summarizer=None
     )
     await store.open()
     if await index.open():
         await store.work.mark_all_pending()
-    loading = asyncio.create_task(_load_model(strata))
+    loading = asyncio.create_task(_load_embeddings(strata))
     try:
         yield strata
     finally:
@@ -196,6 +205,36 @@ async def assembled(
         await index.close()
         model.close()
         await store.close()
+
+
+def another_memory(
+    strata: Strata,
+    *,
+    store: Store | None = None,
+    index: VectorIndex | None = None,
+    embeddings: DenseModel | None = None,
+    **groups: dict[str, Any],
+) -> Memory:
+    """The memory of another worker over the same stores, with some of its parts replaced."""
+    source = ConfigSource(config(Path("unused"), **groups))
+    recall = Recall(
+        index=index or strata.index, model=embeddings or strata.embeddings, config=source
+    )
+    shared: dict[str, Any] = {
+        "store": store or strata.store, "counter": strata.counter, "config": source,
+    }  # fmt: skip
+    log = TurnLog(changes=ChangeFeed(), **shared)
+    return Memory(log=log, contexts=ContextBuilder(recall=recall, **shared))
+
+
+async def late_write_is_lost(strata: Strata, writer: OpenTurn) -> bool:
+    """Whether neither the writer nor its fencing token can write this turn any more."""
+    with pytest.raises(TurnEnded):
+        await writer.flush("late")
+    late = answered(
+        writer.turn, "late", status="running", message_status="running", counter=strata.counter
+    )
+    return not await strata.store.turns.save(late)
 
 
 async def say(
@@ -209,9 +248,9 @@ async def say(
 ) -> Turn:
     """One whole turn with a model that answers `answer`."""
     ask = TurnRequest(user=user, session_id=session, question=question, **more)
-    accepted = await strata.memory.accept(ask)
-    context = await strata.memory.context(accepted)
-    return await strata.memory.finish(accepted, answer, status="done", context=context)
+    accepted = await strata.memory.begin(ask)
+    await accepted.context()
+    return await accepted.finish(answer, status="done")
 
 
 def embedded_bytes(folder: Path) -> bytes:

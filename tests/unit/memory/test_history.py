@@ -75,14 +75,14 @@ async def test_history_is_paged_backwards_over_turns_and_recorded_messages(strat
 
 
 async def test_history_shows_an_empty_answer_that_is_still_running(strata: Strata) -> None:
-    accepted = await strata.memory.accept(
+    accepted = await strata.memory.begin(
         TurnRequest(user=USER, session_id=SESSION, question="hello")
     )
     page, _ = await strata.history.messages(USER, SESSION, before=None, limit=9)
     assert [(m.role, m.content, m.status) for m in page] == [
         ("user", "hello", "done"), ("assistant", "", "running"),
     ]  # fmt: skip
-    strata.memory.abandon(accepted)
+    accepted.abandon()
 
 
 # --- sessions --------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ async def test_memories_are_filtered(strata: Strata) -> None:
     new = dialogue([("more tea?", "white tea")], at=NOON + timedelta(days=1), session="two")
     await strata.store.turns.append(old)
     await strata.store.turns.append(new)
-    await strata.settled()
+    await strata.caught_up()
     library = strata.history
     for query in (None, "tea"):
         found = await library.memories(USER, query=query, limit=9, role="assistant")
@@ -215,7 +215,7 @@ async def test_a_search_gives_each_message_once_best_first(strata: Strata) -> No
     await say(strata, "My dog is called Bruno.", "A fine name.")
     await say(strata, long, "Such energy!")
     await say(strata, "I like green tea.", "Me too.", session="tea")
-    await strata.settled()
+    await strata.caught_up()
     found = await strata.history.memories(USER, query="What is my dog Bruno called?", limit=9)
     ids = [item.message.id for item in found.items]
     assert len(ids) == len(set(ids))
@@ -227,7 +227,7 @@ async def test_a_search_gives_each_message_once_best_first(strata: Strata) -> No
 
 async def test_a_search_finds_nothing_of_others(strata: Strata) -> None:
     await say(strata, "My canary is called Xylophon.", user=OTHER)
-    await strata.settled()
+    await strata.caught_up()
     for user in (USER, FOREIGN):
         for query in ("canary", None):
             assert (await strata.history.memories(user, query=query, limit=9)).items == []
@@ -242,7 +242,7 @@ async def test_a_search_without_an_index_says_so(strata: Strata) -> None:
     index = Away(strata.index)
     library = History(
         store=strata.store,
-        recall=Recall(index=index, model=strata.model, config=strata.config.recall),
+        recall=Recall(index=index, model=strata.embeddings, config=strata.config),
         sessions=strata.sessions,
         erasing=Eraser(
             store=strata.store, index=index, projector=strata.projector, locks=SessionLocks()
@@ -255,7 +255,7 @@ async def test_a_search_without_an_index_says_so(strata: Strata) -> None:
 async def test_what_has_expired_is_listed_nowhere(strata: Strata) -> None:
     soon = now() + timedelta(seconds=1)
     await strata.store.turns.append([turn("The Canary.", "I see.", at=now(), expires=soon)])
-    await strata.settled()
+    await strata.caught_up()
     assert len((await strata.history.memories(USER, query=None, limit=9)).items) == 2
     await eventually(lambda: now() > soon)
     assert (await strata.history.memories(USER, query=None, limit=9)).items == []

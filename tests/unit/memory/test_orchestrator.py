@@ -12,20 +12,16 @@ import pytest
 
 from memory import Incoming, Strata, TurnRequest, User
 from memory.config import BudgetConfig
-from memory.embeddings.dense import DenseModel
 from memory.errors import (
     BudgetExceeded,
     IndexUnavailable,
     InvalidInput,
     SessionBusy,
     Stopping,
-    TurnLost,
+    TurnEnded,
 )
 from memory.indexes.base import Hits, VectorIndex
-from memory.log.session_queue import SessionQueue
 from memory.models import Message, Turn, TurnError, now, session_key
-from memory.orchestrator import Memory
-from memory.recall.search import Recall
 from memory.stores.base import Store
 from memory.tokens import count_messages
 from unit.builders import (
@@ -34,9 +30,10 @@ from unit.builders import (
     IndexAround,
     LateModel,
     StoreAround,
-    config,
+    another_memory,
     counter,
     eventually,
+    late_write_is_lost,
     opened,
     say,
     turn,
@@ -54,33 +51,11 @@ async def log_of(strata: Strata, key: str = KEY) -> list[Message]:
     return [m for t in turns for m in t.messages]
 
 
-def memory_over(
-    strata: Strata,
-    *,
-    index: VectorIndex | None = None,
-    model: DenseModel | None = None,
-    store: Store | None = None,
-    **groups: dict[str, Any],
-) -> Memory:
-    """A second worker on the same stores, with some of its parts replaced."""
-    settings = config(Path("unused"), **groups)
-    return Memory(
-        store=store or strata.store,
-        recall=Recall(
-            index=index or strata.index, model=model or strata.model, config=settings.recall
-        ),
-        counter=strata.counter,
-        config=settings,
-        gates=SessionQueue(),
-        wake=lambda key: None,
-    )
-
-
 # --- a turn ----------------------------------------------------------------------------------
 
 
 async def test_a_question_is_durable_before_a_model_is_called(strata: Strata) -> None:
-    accepted = await strata.memory.accept(ask("My dog is called Bruno.", metadata={"a": 1}))
+    accepted = await strata.memory.begin(ask("My dog is called Bruno.", metadata={"a": 1}))
     stored = await strata.store.turns.get(accepted.turn.id, now=now())
     assert stored is not None
     assert stored == accepted.turn
@@ -90,15 +65,14 @@ async def test_a_question_is_durable_before_a_model_is_called(strata: Strata) ->
     assert (stored.user.content, stored.user.status) == ("My dog is called Bruno.", "done")
     assert (stored.assistant.content, stored.assistant.status) == ("", "running")
     assert stored.metadata == {"a": 1}
-    strata.memory.abandon(accepted)
+    accepted.abandon()
 
 
 async def test_an_answer_is_stored_with_its_receipt_and_frees_the_session(strata: Strata) -> None:
-    accepted = await strata.memory.accept(ask())
-    context = await strata.memory.context(accepted)
-    await strata.memory.flush(accepted, "Hi")
-    done = await strata.memory.finish(
-        accepted, "Hi there", status="done", context=context, usage={"prompt_tokens": 9},
+    accepted = await strata.memory.begin(ask())
+    context = await accepted.context()
+    await accepted.flush("Hi")
+    done = await accepted.finish("Hi there", status="done", usage={"prompt_tokens": 9},
         finish_reason="stop", model="m",
     )  # fmt: skip
     assert await strata.store.turns.get(done.id, now=now()) == done
@@ -109,18 +83,18 @@ async def test_an_answer_is_stored_with_its_receipt_and_frees_the_session(strata
     assert done.receipt == context.receipt
     assert done.receipt is not None
     assert done.receipt.used_tokens == count_messages(counter(), context.messages)
-    assert (await strata.memory.accept(ask())).turn.seq == 3
+    assert (await strata.memory.begin(ask())).turn.seq == 3
 
 
 async def test_the_next_turn_reads_the_ones_before_it(strata: Strata) -> None:
     await say(strata, "My dog is called Bruno.", "What a nice name!")
-    accepted = await strata.memory.accept(ask("Who is he?"))
-    context = await strata.memory.context(accepted)
+    accepted = await strata.memory.begin(ask("Who is he?"))
+    context = await accepted.context()
     assert [m.content for m in context.messages[1:]] == [
         "My dog is called Bruno.", "What a nice name!", "Who is he?",
     ]  # fmt: skip
     assert context.receipt.layers.window.messages == 2
-    strata.memory.abandon(accepted)
+    accepted.abandon()
 
 
 async def test_the_prefix_of_a_growing_session_stays_the_same(strata: Strata) -> None:
@@ -134,22 +108,22 @@ async def test_the_prefix_of_a_growing_session_stays_the_same(strata: Strata) ->
 
 
 async def test_flushing_keeps_the_answer_so_far_and_the_turn_running(strata: Strata) -> None:
-    accepted = await strata.memory.accept(ask())
-    await strata.memory.flush(accepted, "so far")
+    accepted = await strata.memory.begin(ask())
+    await accepted.flush("so far")
     stored = await strata.store.turns.get(accepted.turn.id, now=now())
     assert stored is not None
     assert stored.assistant is not None
     assert (stored.status, stored.assistant.content) == ("running", "so far")
-    strata.memory.abandon(accepted)
+    accepted.abandon()
 
 
 @pytest.mark.parametrize(("text", "status"), [("half an", "partial"), ("", "failed")])
 async def test_a_failed_turn_keeps_the_question_and_what_was_streamed(
     strata: Strata, text: str, status: str
 ) -> None:
-    accepted = await strata.memory.accept(ask("My dog is called Bruno."))
+    accepted = await strata.memory.begin(ask("My dog is called Bruno."))
     error = TurnError("model_error", "no", True)
-    failed = await strata.memory.finish(accepted, text, status="failed", context=None, error=error)
+    failed = await accepted.finish(text, status="failed", error=error)
     assert failed.assistant is not None
     assert (failed.status, failed.assistant.status, failed.error) == ("failed", status, error)
     context = await strata.memory.preview(ask("What is my dog called?"))
@@ -159,34 +133,33 @@ async def test_a_failed_turn_keeps_the_question_and_what_was_streamed(
 
 
 async def test_a_late_write_is_lost(strata: Strata) -> None:
-    accepted = await strata.memory.accept(ask())
-    await strata.memory.finish(accepted, "done", status="done", context=None)
-    with pytest.raises(TurnLost):
-        await strata.memory.flush(accepted, "late")
-    with pytest.raises(TurnLost):
-        await strata.memory.finish(accepted, "late", status="done", context=None)
+    accepted = await strata.memory.begin(ask())
+    await accepted.finish("done", status="done")
+    assert await late_write_is_lost(strata, accepted)
+    with pytest.raises(TurnEnded):
+        await accepted.finish("late")
     assert [m.content for m in await log_of(strata)] == ["hello", "done"]
 
 
 async def test_what_does_not_fit_is_refused_before_anything_is_stored(strata: Strata) -> None:
     tiny = BudgetConfig(context_tokens=60, window_tokens=0, summary_tokens=0, recall_tokens=0,
                         facts_tokens=0)  # fmt: skip
-    for call in (strata.memory.accept, strata.memory.preview):
+    for call in (strata.memory.begin, strata.memory.preview):
         with pytest.raises(BudgetExceeded):
             await call(ask("word " * 100, budget=tiny))
     assert await log_of(strata) == []
-    assert (await strata.memory.accept(ask())).turn.seq == 1
+    assert (await strata.memory.begin(ask())).turn.seq == 1
 
 
 async def test_a_preview_is_what_a_turn_would_send_and_stores_nothing(strata: Strata) -> None:
     await say(strata, "My dog is called Bruno.", "Nice.")
-    await strata.settled()
+    await strata.caught_up()
     preview = await strata.memory.preview(ask("What is my dog called?", session_id="new"))
     assert "Bruno" in preview.recall_block
     assert await log_of(strata, session_key(USER.key, "new")) == []
-    accepted = await strata.memory.accept(ask("What is my dog called?", session_id="new"))
-    assert (await strata.memory.context(accepted)).messages == preview.messages
-    strata.memory.abandon(accepted)
+    accepted = await strata.memory.begin(ask("What is my dog called?", session_id="new"))
+    assert (await accepted.context()).messages == preview.messages
+    accepted.abandon()
 
 
 async def test_a_plain_context_reads_no_memory(strata: Strata) -> None:
@@ -198,7 +171,7 @@ async def test_a_plain_context_reads_no_memory(strata: Strata) -> None:
 
 async def test_recall_reaches_as_far_as_it_is_allowed(strata: Strata) -> None:
     await say(strata, "My dog is called Bruno.", session="old")
-    await strata.settled()
+    await strata.caught_up()
     blocks = {
         scope: (
             await strata.memory.preview(ask("What is my dog called?", recall=scope))
@@ -218,11 +191,11 @@ async def test_fifty_concurrent_turns_of_one_session_come_one_after_the_other(
     prompts: dict[str, list[str]] = {}
 
     async def one(n: int) -> None:
-        accepted = await strata.memory.accept(ask(f"question {n}", recall="none"))
-        context = await strata.memory.context(accepted)
-        prompts[accepted.ask.question] = [m.content for m in context.messages[1:-1]]
+        accepted = await strata.memory.begin(ask(f"question {n}", recall="none"))
+        context = await accepted.context()
+        prompts[accepted.turn.user.content] = [m.content for m in context.messages[1:-1]]
         await asyncio.sleep(0)
-        await strata.memory.finish(accepted, f"answer {n}", status="done", context=context)
+        await accepted.finish(f"answer {n}", status="done")
 
     await asyncio.gather(*(one(n) for n in range(50)))
     messages = await log_of(strata)
@@ -250,31 +223,31 @@ async def test_turns_and_recorded_messages_share_the_gate(strata: Strata) -> Non
 
 
 async def test_a_busy_session_is_refused_at_once_or_after_the_wait(strata: Strata) -> None:
-    await strata.memory.accept(ask())
+    await strata.memory.begin(ask())
     for wait, least, most in ((0, 0.0, 0.5), (0.2, 0.19, 2.0)):
-        worker = memory_over(strata, session={"wait": wait})
-        first = await worker.accept(ask(session_id=f"other {wait}"))
+        worker = another_memory(strata, session={"wait": wait})
+        first = await worker.begin(ask(session_id=f"other {wait}"))
         started = time.monotonic()
         with pytest.raises(SessionBusy):
-            await worker.accept(ask(session_id=f"other {wait}"))
+            await worker.begin(ask(session_id=f"other {wait}"))
         with pytest.raises(SessionBusy):
             await worker.record(USER, f"other {wait}", [Incoming(role="user", content="x")])
         assert least <= time.monotonic() - started < most
-        worker.abandon(first)
+        first.abandon()
         assert len(await log_of(strata, first.turn.session_key)) == 2
 
 
 async def test_a_cancelled_waiter_frees_its_place(strata: Strata) -> None:
-    running = await strata.memory.accept(ask("first"))
-    leaver = asyncio.create_task(strata.memory.accept(ask("never said")))
-    stayer = asyncio.create_task(strata.memory.accept(ask("second")))
+    running = await strata.memory.begin(ask("first"))
+    leaver = asyncio.create_task(strata.memory.begin(ask("never said")))
+    stayer = asyncio.create_task(strata.memory.begin(ask("second")))
     await asyncio.sleep(0)
     leaver.cancel()
-    await strata.memory.finish(running, "ok", status="done", context=None)
+    await running.finish("ok", status="done")
     accepted = await asyncio.wait_for(stayer, 5)
     assert accepted.turn.seq == 3
     assert leaver.cancelled()
-    strata.memory.abandon(accepted)
+    accepted.abandon()
     assert "never said" not in [m.content for m in await log_of(strata)]
 
 
@@ -290,8 +263,8 @@ async def test_a_question_cancelled_while_it_is_stored_does_not_block_the_sessio
                 await asyncio.Event().wait()
             return result
 
-    memory = memory_over(strata, store=Holding(strata.store, turn("x")))  # type: ignore[arg-type]
-    leaver = asyncio.create_task(memory.accept(ask("half way")))
+    memory = another_memory(strata, store=Holding(strata.store, turn("x")))  # type: ignore[arg-type]
+    leaver = asyncio.create_task(memory.begin(ask("half way")))
 
     async def stored() -> bool:
         return bool(await log_of(strata))
@@ -301,7 +274,7 @@ async def test_a_question_cancelled_while_it_is_stored_does_not_block_the_sessio
     await asyncio.gather(leaver, return_exceptions=True)
     assert leaver.cancelled()
     await say(strata, "afterwards")
-    await strata.settled()
+    await strata.caught_up()
     turns = await strata.store.turns.range(KEY, after=0, limit=9)
     assert [t.status for t in turns][-1] == "done"
     assert "running" not in [t.status for t in turns]
@@ -311,9 +284,9 @@ async def test_a_question_cancelled_while_it_is_stored_does_not_block_the_sessio
 async def test_a_turn_whose_end_could_not_be_stored_is_interrupted_by_the_next(
     strata: Strata,
 ) -> None:
-    lost = await strata.memory.accept(ask("My dog is called Bruno."))
-    await strata.memory.flush(lost, "What a ni")
-    strata.memory.abandon(lost)
+    lost = await strata.memory.begin(ask("My dog is called Bruno."))
+    await lost.flush("What a ni")
+    lost.abandon()
     await say(strata, "Are you there?", "Yes.")
     messages = await log_of(strata)
     assert [(m.content, m.status) for m in messages] == [
@@ -322,22 +295,21 @@ async def test_a_turn_whose_end_could_not_be_stored_is_interrupted_by_the_next(
         ("Are you there?", "done"),
         ("Yes.", "done"),
     ]
-    with pytest.raises(TurnLost):
-        await strata.memory.flush(lost, "too late")
-    await strata.settled()
+    assert await late_write_is_lost(strata, lost)
+    await strata.caught_up()
     assert await strata.store.work.pending() == []
     found = await strata.memory.preview(ask("What is my dog called?", session_id="new"))
     assert "Bruno" in found.recall_block
 
 
 async def test_a_process_that_stops_takes_no_more_turns(strata: Strata) -> None:
-    running = await strata.memory.accept(ask())
-    waiting = asyncio.create_task(strata.memory.accept(ask("second")))
+    running = await strata.memory.begin(ask())
+    waiting = asyncio.create_task(strata.memory.begin(ask("second")))
     await asyncio.sleep(0)
     strata.memory.stop()
     with pytest.raises(Stopping):
-        await strata.memory.accept(ask(session_id="other"))
-    await strata.memory.finish(running, "ok", status="done", context=None)
+        await strata.memory.begin(ask(session_id="other"))
+    await running.finish("ok", status="done")
     with pytest.raises(Stopping):
         await waiting
     assert len(await log_of(strata)) == 2
@@ -359,12 +331,12 @@ class Racing(StoreAround):
 
 async def test_who_loses_a_race_for_a_seq_takes_the_next(strata: Strata) -> None:
     rival = turn("the rival", "was first", at=now())
-    memory = memory_over(strata, store=Racing(strata.store, rival))  # type: ignore[arg-type]
-    accepted = await memory.accept(ask("second"))
+    memory = another_memory(strata, store=Racing(strata.store, rival))  # type: ignore[arg-type]
+    accepted = await memory.begin(ask("second"))
     assert accepted.turn.seq == 3
-    context = await memory.context(accepted)
+    context = await accepted.context()
     assert [m.content for m in context.messages[1:]] == ["the rival", "was first", "second"]
-    memory.abandon(accepted)
+    accepted.abandon()
 
 
 # --- recording -------------------------------------------------------------------------------
@@ -435,7 +407,7 @@ async def test_a_race_in_the_middle_of_a_batch_records_nothing_twice(
     strata: Strata, ids: bool
 ) -> None:
     rival = turn("the rival", seq=2, at=now())
-    memory = memory_over(strata, store=Racing(strata.store, rival))  # type: ignore[arg-type]
+    memory = another_memory(strata, store=Racing(strata.store, rival))  # type: ignore[arg-type]
     messages = [
         Incoming(role="user", content=f"m{n}", id=f"id{n}" if ids else None) for n in range(3)
     ]
@@ -466,16 +438,16 @@ async def test_an_ended_session_begins_anew_with_the_next_seq_and_is_still_recal
 ) -> None:
     async with opened(tmp_path, ttl={"session": "1s"}) as strata:
         first = await say(strata, "My dog is called Bruno.", "Nice.")
-        await strata.settled()
+        await strata.caught_up()
         gone = first.recorded_at + timedelta(seconds=1.01)
         await eventually(lambda: now() > gone)
-        accepted = await strata.memory.accept(ask("What is my dog called?"))
-        context = await strata.memory.context(accepted)
+        accepted = await strata.memory.begin(ask("What is my dog called?"))
+        context = await accepted.context()
         assert accepted.turn.seq == 3
         assert context.receipt.layers.window.messages == 0
         assert "Bruno" in context.recall_block
         assert [d for d in context.receipt.dropped if d.layer == "window"] == []
-        await strata.memory.finish(accepted, "Bruno.", status="done", context=context)
+        await accepted.finish("Bruno.", status="done")
         messages, before = await strata.history.messages(USER, SESSION, before=None, limit=9)
         assert [m.seq for m in messages] == [3, 4]
         assert before is None
@@ -526,16 +498,16 @@ async def test_an_index_that_is_away_costs_recall_and_not_the_answer(
     strata: Strata, broken: type[IndexAround]
 ) -> None:
     await say(strata, "My dog is called Bruno.")
-    await strata.settled()
+    await strata.caught_up()
     assert strata.index is not None
-    memory = memory_over(strata, index=broken(strata.index), recall={"deadline": "150ms"})
+    memory = another_memory(strata, index=broken(strata.index), recall={"deadline": "150ms"})
     started = time.monotonic()
-    accepted = await memory.accept(ask("What is my dog called?"))
-    context = await memory.context(accepted)
+    accepted = await memory.begin(ask("What is my dog called?"))
+    context = await accepted.context()
     assert time.monotonic() - started < 1.0
     assert context.receipt.degraded == ("recall",)
     assert "Bruno" in context.messages[1].content, "the window is there"
-    memory.abandon(accepted)
+    accepted.abandon()
 
 
 async def test_a_model_that_hangs_leaves_recall_by_words_within_the_deadline(
@@ -547,7 +519,7 @@ async def test_a_model_that_hangs_leaves_recall_by_words_within_the_deadline(
             raise AssertionError
 
     stuck = Stuck()
-    memory = memory_over(strata, model=stuck, recall={"deadline": "100ms"})
+    memory = another_memory(strata, embeddings=stuck, recall={"deadline": "100ms"})
     context = await memory.preview(ask("What is my dog called?"))
     assert context.receipt.degraded == ("embedding",)
     stuck.close()
@@ -557,9 +529,9 @@ async def test_a_hostile_index_leaks_nothing(strata: Strata) -> None:
     victim, attacker = User("acme", "victim"), User("acme", "attacker")
     await say(strata, "My canary is called Xylophon.", user=victim)
     await say(strata, "My canary is called Bruno.", user=attacker)
-    await strata.settled()
+    await strata.caught_up()
     assert strata.index is not None
-    memory = memory_over(strata, index=Hostile(strata.index, [victim, attacker]))
+    memory = another_memory(strata, index=Hostile(strata.index, [victim, attacker]))
     context = await memory.preview(ask("canary?", user=attacker, session_id="new"))
     assert "Bruno" in context.recall_block
     assert "Xylophon" not in str(context)
@@ -571,7 +543,7 @@ async def test_an_index_that_still_knows_the_dead_resurrects_nothing(tmp_path: P
     async with opened(tmp_path) as strata:
         await say(strata, "My canary is called Xylophon.")
         await say(strata, "My canary sings.", session="other")
-        await strata.settled()
+        await strata.caught_up()
         await strata.store.sessions.delete(KEY)
         context = await strata.memory.preview(ask("canary?", session_id="new"))
         assert "sings" in context.recall_block
@@ -581,12 +553,8 @@ async def test_an_index_that_still_knows_the_dead_resurrects_nothing(tmp_path: P
 async def test_without_an_index_recall_is_off_and_said_to_be(tmp_path: Path) -> None:
     async with opened(tmp_path, index={"url": "none"}) as strata:
         await say(strata, "My dog is called Bruno.")
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.work.pending() == []
         context = await strata.memory.preview(ask("What is my dog called?", session_id="new"))
         assert context.receipt.degraded == ("recall",)
         assert context.recall_block == ""
-
-
-def test_an_ask_knows_its_session() -> None:
-    assert ask().key == KEY

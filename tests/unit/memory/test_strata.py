@@ -44,9 +44,9 @@ async def test_a_memory_that_is_open_is_not_opened_again(tmp_path: Path) -> None
 async def test_what_was_said_survives_a_restart(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         await say(strata, "My dog is called Bruno.", "Nice.")
-        await strata.settled()
+        await strata.caught_up()
     async with opened(tmp_path) as strata:
-        await strata.settled()
+        await strata.caught_up()
         assert (await say(strata, "Hello again.")).seq == 3
         ask = TurnRequest(user=USER, session_id="new", question="What is my dog called?")
         assert "Bruno" in (await strata.memory.preview(ask)).recall_block
@@ -54,7 +54,7 @@ async def test_what_was_said_survives_a_restart(tmp_path: Path) -> None:
 
 async def test_turns_left_running_by_a_crash_are_interrupted_when_opened(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
-        await strata.memory.accept(TurnRequest(user=USER, session_id=SESSION, question="hello"))
+        await strata.memory.begin(TurnRequest(user=USER, session_id=SESSION, question="hello"))
     async with opened(tmp_path) as strata:
         page, _ = await strata.history.messages(USER, SESSION, before=None, limit=9)
         assert [m.status for m in page] == ["done", "interrupted"]

@@ -58,15 +58,15 @@ class Walk:
             return
         question = self.text(user)
         ask = TurnRequest(user=user, session_id=session, question=question)
-        self.running[user, session] = await self.strata.memory.accept(ask)
+        self.running[user, session] = await self.strata.memory.begin(ask)
         self.said[user, session] += [(question, "done"), ("", "running")]
 
     async def end(self, user: User, session: str) -> None:
         accepted = self.running.pop((user, session), None)
         if accepted is None:
             return
-        context = await self.strata.memory.context(accepted)
-        budget = self.strata.config.budget.context_tokens
+        context = await accepted.context()
+        budget = self.strata.config.current.budget.context_tokens
         used = count_messages(counter(), context.messages)
         assert used == context.receipt.used_tokens <= budget
         for other in USERS:
@@ -74,7 +74,7 @@ class Walk:
                 whole = str(context.messages)
                 assert f"secret-{other.tenant}-{other.name}" not in whole
         answer = self.text(user)
-        await self.strata.memory.finish(accepted, answer, status="done", context=context)
+        await accepted.finish(answer, status="done")
         self.said[user, session][-1] = (answer, "done")
 
     async def turn(self, user: User, session: str) -> None:
@@ -87,7 +87,7 @@ class Walk:
             return
         text = self.rng.choice(("", self.text(user)))
         error = TurnError("model_error", "no", True)
-        await self.strata.memory.finish(accepted, text, status="failed", context=None, error=error)
+        await accepted.finish(text, status="failed", error=error)
         self.said[user, session][-1] = (text, "partial" if text else "failed")
 
     async def record(self, user: User, session: str) -> None:
@@ -101,7 +101,7 @@ class Walk:
         self.said[user, session] += [(text, "done") for text in texts]
 
     async def settle(self, user: User, session: str) -> None:
-        await self.strata.settled()
+        await self.strata.caught_up()
 
     async def sweep(self, user: User, session: str) -> None:
         assert await self.strata.sweeper.sweep() == 0
@@ -116,7 +116,7 @@ class Walk:
         accepted = self.running.pop((user, session), None)
         if accepted is not None:
             with pytest.raises(TurnLost):
-                await self.strata.memory.finish(accepted, "late", status="done", context=None)
+                await accepted.finish("late", status="done")
 
     async def reopen(self, user: User, session: str) -> None:
         await self.stack.aclose()
@@ -145,7 +145,7 @@ class Walk:
 
     async def check_quiet(self) -> None:
         """Once all is settled the index holds the messages, no more and no less."""
-        await self.strata.settled()
+        await self.strata.caught_up()
         index = self.strata.index
         assert index is not None
         for user in USERS:

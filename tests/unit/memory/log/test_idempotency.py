@@ -23,13 +23,20 @@ from memory.errors import (
     TurnSuperseded,
 )
 from memory.log.idempotency import KEPT
-from memory.log.session_queue import SessionQueue
 from memory.models import Turn, TurnError, now, session_key
 from memory.open_turn import OpenTurn
 from memory.orchestrator import Memory
-from memory.recall.search import Recall
 from memory.stores.base import Store
-from unit.builders import SESSION, USER, StoreAround, config, expired, opened, turn
+from unit.builders import (
+    SESSION,
+    USER,
+    StoreAround,
+    another_memory,
+    expired,
+    late_write_is_lost,
+    opened,
+    turn,
+)
 
 KEY = session_key(USER.key, SESSION)
 SOON = timedelta(seconds=3)
@@ -68,31 +75,25 @@ def worker(
     strata: Strata, store: Any = None, *, ttl: dict[str, Any] | None = None, **session: Any
 ) -> Memory:
     """A worker of its own over the same files."""
-    settings = config(Path("unused"), session=session, ttl=ttl or {})
-    return Memory(
-        store=store or Other(strata.store),
-        recall=Recall(index=strata.index, model=strata.model, config=settings.recall),
-        counter=strata.counter,
-        config=settings,
-        gates=SessionQueue(),
-        wake=lambda key: None,
+    return another_memory(
+        strata, store=store or Other(strata.store), session=session, ttl=ttl or {}
     )
 
 
 async def end(
     memory: Memory, accepted: OpenTurn, text: str = "An answer.", status: str = "done"
 ) -> Turn:
-    context = await memory.context(accepted)
+    await accepted.context()
     error = FAILED if status == "failed" else None
-    return await memory.finish(accepted, text, status=status, context=context, error=error)  # type: ignore[arg-type]
+    return await accepted.finish(text, status=status, error=error)  # type: ignore[arg-type]
 
 
 async def say(memory: Memory, question: str, key: str | None = None) -> Turn:
-    return await end(memory, await memory.accept(ask(question, key=key)))
+    return await end(memory, await memory.begin(ask(question, key=key)))
 
 
 async def fail(memory: Memory, text: str = "half an") -> Turn:
-    return await end(memory, await memory.accept(ask()), text, "failed")
+    return await end(memory, await memory.begin(ask()), text, "failed")
 
 
 async def log_of(strata: Strata) -> list[Turn]:
@@ -104,14 +105,14 @@ async def log_of(strata: Strata) -> list[Turn]:
 
 @pytest.mark.parametrize("status", ["done", "partial"])
 async def test_a_turn_with_an_answer_is_given_again(strata: Strata, status: str) -> None:
-    first = await end(strata.memory, await strata.memory.accept(ask()), "An answer.", status)
+    first = await end(strata.memory, await strata.memory.begin(ask()), "An answer.", status)
     for memory in (strata.memory, worker(strata)):
         with pytest.raises(Answered) as again:
-            await memory.accept(ask())
+            await memory.begin(ask())
         assert again.value.turn == first
     await say(strata.memory, "something else")
     with pytest.raises(Answered):
-        await strata.memory.accept(ask())
+        await strata.memory.begin(ask())
     assert len(await log_of(strata)) == 2
 
 
@@ -123,10 +124,10 @@ async def test_a_key_belongs_to_one_request_and_one_user(strata: Strata) -> None
         ask(body_hash="other"),
     ):
         with pytest.raises(KeyReused):
-            await strata.memory.accept(other)
-    theirs = await strata.memory.accept(ask(user=User("acme", "oskar")))
+            await strata.memory.begin(other)
+    theirs = await strata.memory.begin(ask(user=User("acme", "oskar")))
     assert theirs.turn.seq == 1
-    strata.memory.abandon(theirs)
+    theirs.abandon()
     assert len(await log_of(strata)) == 1
 
 
@@ -135,7 +136,7 @@ async def test_a_failed_turn_runs_again_with_its_question_once_in_the_prompt(
 ) -> None:
     await say(strata.memory, "My dog is called Bruno.")
     first = await fail(strata.memory)
-    again = await strata.memory.accept(ask())
+    again = await strata.memory.begin(ask())
     assert (again.turn.id, again.turn.user, again.turn.attempt) == (first.id, first.user, 2)
     assert again.turn.fencing_token != first.fencing_token
     assert again.turn.recorded_at == first.recorded_at, "its 24 hours go on"
@@ -143,12 +144,12 @@ async def test_a_failed_turn_runs_again_with_its_question_once_in_the_prompt(
     assert stored == again.turn
     assert stored.assistant is not None
     assert (stored.status, stored.assistant.content, stored.error) == ("running", "", None)
-    context = await strata.memory.context(again)
+    context = await again.context()
     said = [m.content for m in context.messages[1:]]
     assert said == ["My dog is called Bruno.", "An answer.", "What is it?"]
     done = await end(strata.memory, again)
     with pytest.raises(Answered) as answered:
-        await strata.memory.accept(ask())
+        await strata.memory.begin(ask())
     assert answered.value.turn == done
     assert [t.seq for t in await log_of(strata)] == [1, 3]
 
@@ -164,31 +165,30 @@ async def test_a_turn_runs_again_as_often_as_it_fails(strata: Strata) -> None:
 async def test_what_its_process_has_given_up_runs_again_at_once(strata: Strata) -> None:
     """Whatever the lease says: who gave it up knows it."""
     mine = worker(strata)
-    lost = await mine.accept(ask())
-    await mine.flush(lost, "half an")
-    mine.abandon(lost)
+    lost = await mine.begin(ask())
+    await lost.flush("half an")
+    lost.abandon()
     with pytest.raises(TurnRunning):
-        await worker(strata).accept(ask())
-    again = await mine.accept(ask())
+        await worker(strata).begin(ask())
+    again = await mine.begin(ask())
     assert (again.turn.id, again.turn.attempt) == (lost.turn.id, 2)
-    with pytest.raises(TurnLost):
-        await mine.flush(lost, "late")
+    assert await late_write_is_lost(strata, lost)
     await end(mine, again)
 
 
 async def test_a_turn_that_runs_elsewhere_is_told_at_once_until_its_lease_is_over(
     strata: Strata,
 ) -> None:
-    theirs = await worker(strata).accept(ask())
+    theirs = await worker(strata).begin(ask())
     mine = worker(strata, wait="30s")
     async with asyncio.timeout(5):
         with pytest.raises(TurnRunning) as told:
-            await mine.accept(ask())
+            await mine.begin(ask())
     assert told.value.turn_id == theirs.turn.id
     assert told.value.retry_after_seconds > 0
     over = msgspec.structs.replace(theirs.turn, lease_until=now() - SOON)
     assert await strata.store.turns.save(over)
-    again = await mine.accept(ask())
+    again = await mine.begin(ask())
     assert (again.turn.id, again.turn.attempt) == (theirs.turn.id, 2)
     await end(mine, again)
 
@@ -196,17 +196,17 @@ async def test_a_turn_that_runs_elsewhere_is_told_at_once_until_its_lease_is_ove
 async def test_a_duplicate_of_a_running_turn_does_not_wait_in_its_own_process_either(
     strata: Strata,
 ) -> None:
-    running = await strata.memory.accept(ask())
+    running = await strata.memory.begin(ask())
     async with asyncio.timeout(3):
         with pytest.raises(TurnRunning):
-            await strata.memory.accept(ask())
+            await strata.memory.begin(ask())
     await end(strata.memory, running)
 
 
 async def test_twenty_duplicates_at_once_are_one_turn(strata: Strata) -> None:
     async def one(memory: Memory) -> str:
         try:
-            accepted = await memory.accept(ask())
+            accepted = await memory.begin(ask())
         except (Answered, TurnRunning) as told:
             return type(told).__name__
         await asyncio.sleep(0)
@@ -225,7 +225,7 @@ async def test_a_turn_that_the_session_has_left_behind_is_not_run_again(strata: 
     await say(strata.memory, "never mind")
     for memory in (strata.memory, worker(strata)):
         with pytest.raises(TurnSuperseded) as told:
-            await memory.accept(ask())
+            await memory.begin(ask())
         assert told.value.turn_id == first.id
     assert await strata.store.turns.get(first.id, now=now()) == first
     assert (await say(strata.memory, "and now?")).seq == 5, "the session is free"
@@ -235,7 +235,7 @@ async def test_recorded_messages_leave_a_failed_turn_behind_too(strata: Strata) 
     await fail(strata.memory)
     await strata.memory.record(USER, SESSION, [Incoming(role="user", content="told")])
     with pytest.raises(TurnSuperseded):
-        await strata.memory.accept(ask())
+        await strata.memory.begin(ask())
 
 
 # --- what does not count any more ---------------------------------------------------------------
@@ -248,11 +248,11 @@ async def test_an_old_key_counts_as_new(strata: Strata, old: str) -> None:
     if old == "expired":
         before = turn("before", "then", at=moment, expires=moment, idempotency="kk")
     await strata.store.turns.append([before])
-    accepted = await strata.memory.accept(ask())
+    accepted = await strata.memory.begin(ask())
     assert (accepted.turn.seq, accepted.turn.attempt) == (3, 1)
     done = await end(strata.memory, accepted)
     with pytest.raises(Answered) as again:
-        await strata.memory.accept(ask())
+        await strata.memory.begin(ask())
     assert again.value.turn == done
     kept, _ = await log_of(strata)
     assert kept == msgspec.structs.replace(before, idempotency=f"t{before.id}")
@@ -262,17 +262,17 @@ async def test_a_key_counts_until_its_day_is_over(strata: Strata) -> None:
     young = turn("before", "then", at=now() - KEPT + SOON * 100, idempotency="kk")
     await strata.store.turns.append([msgspec.structs.replace(young, body_hash="What is it?")])
     with pytest.raises(Answered):
-        await strata.memory.accept(ask())
+        await strata.memory.begin(ask())
 
 
 async def test_the_answer_of_a_session_that_has_ended_is_not_given_again(tmp_path: Path) -> None:
     async with opened(tmp_path, ttl={"session": "1s", "memory": "session"}) as strata:
         first = await say(strata.memory, "What is it?", "k")
-        await strata.settled()
+        await strata.caught_up()
         await expired(first.recorded_at + timedelta(seconds=1))
-        accepted = await strata.memory.accept(ask())
+        accepted = await strata.memory.begin(ask())
         assert (accepted.turn.seq, accepted.turn.attempt) == (3, 1)
-        strata.memory.abandon(accepted)
+        accepted.abandon()
 
 
 async def test_a_failed_turn_of_a_session_that_began_anew_is_not_run_again(
@@ -280,18 +280,18 @@ async def test_a_failed_turn_of_a_session_that_began_anew_is_not_run_again(
 ) -> None:
     async with opened(tmp_path, ttl={"session": "1s"}) as strata:
         first = await fail(strata.memory)
-        await strata.settled()
+        await strata.caught_up()
         await expired(first.recorded_at + timedelta(seconds=1))
         with pytest.raises(TurnSuperseded):
-            await strata.memory.accept(ask())
+            await strata.memory.begin(ask())
 
 
 async def test_an_erased_turn_is_forgotten_with_its_key(strata: Strata) -> None:
     await say(strata.memory, "What is it?", "k")
     await strata.history.delete_session(USER, SESSION)
-    accepted = await strata.memory.accept(ask())
+    accepted = await strata.memory.begin(ask())
     assert (accepted.turn.seq, accepted.turn.attempt) == (1, 1)
-    strata.memory.abandon(accepted)
+    accepted.abandon()
 
 
 # --- who is cut off -------------------------------------------------------------------------
@@ -314,10 +314,10 @@ async def test_a_request_that_breaks_off_while_it_is_accepted_blocks_nobody(
         await asyncio.sleep(0)
 
     store.acts[when] = break_off
-    task = asyncio.create_task(mine.accept(ask("And then?", key="k2")))
+    task = asyncio.create_task(mine.begin(ask("And then?", key="k2")))
     with pytest.raises((asyncio.CancelledError, StoreUnavailable)):
         await task
-    again = await mine.accept(ask("And then?", key="k2"))
+    again = await mine.begin(ask("And then?", key="k2"))
     assert again.turn.attempt == (1 if when == "before_append" else 2)
     await end(mine, again)
     assert [(t.seq, t.status) for t in await log_of(strata)] == [(1, "failed"), (3, "done")]
@@ -339,10 +339,10 @@ async def test_a_retry_that_breaks_off_can_be_retried(
         await asyncio.sleep(0)
 
     store.acts[when] = break_off
-    task = asyncio.create_task(mine.accept(ask()))
+    task = asyncio.create_task(mine.begin(ask()))
     with pytest.raises((asyncio.CancelledError, StoreUnavailable)):
         await task
-    again = await mine.accept(ask())
+    again = await mine.begin(ask())
     assert again.turn.attempt == (2 if when == "before_rerun" else 3)
     await end(mine, again)
     assert [(t.seq, t.status) for t in await log_of(strata)] == [(1, "done")]
@@ -353,7 +353,7 @@ async def test_a_turn_that_is_erased_while_it_begins_again_is_asked_anew(strata:
     store = Other(strata.store)
     for when in ("before_rerun", "after_rerun"):
         store.acts[when] = lambda: strata.store.sessions.delete(KEY)
-        accepted = await worker(strata, store).accept(ask())
+        accepted = await worker(strata, store).begin(ask())
         assert (accepted.turn.seq, accepted.turn.attempt) == (1, 1)
         failed = msgspec.structs.replace(accepted.turn, status="failed")
         assert await strata.store.turns.save(failed)
@@ -370,11 +370,11 @@ async def test_a_retry_that_finds_a_later_turn_after_its_write_leaves_all_as_it_
     taken: list[OpenTurn] = []
 
     async def act() -> None:
-        taken.append(await next_one.accept(ask("never mind", key=None)))
+        taken.append(await next_one.begin(ask("never mind", key=None)))
 
     store.acts["before_rerun"] = act
     with pytest.raises(TurnSuperseded):
-        await worker(strata, store).accept(ask())
+        await worker(strata, store).begin(ask())
     stored = await strata.store.turns.get(first.id, now=now())
     assert stored is not None
     assert msgspec.structs.replace(stored, fencing_token=first.fencing_token) == first
@@ -390,7 +390,7 @@ async def test_who_comes_later_stops_a_retry_that_it_did_not_see(strata: Strata,
     taken: list[OpenTurn] = []
 
     async def act() -> None:
-        taken.append(await retrying.accept(ask()))
+        taken.append(await retrying.begin(ask()))
 
     store.acts["before_append"] = act
     later = worker(strata, store)
@@ -399,13 +399,13 @@ async def test_who_comes_later_stops_a_retry_that_it_did_not_see(strata: Strata,
     else:
         await later.record(USER, SESSION, [Incoming(role="user", content="never mind")])
     with pytest.raises(TurnLost):
-        await retrying.flush(taken[0], "late")
-    retrying.abandon(taken[0])
+        await taken[0].flush("late")
+    taken[0].abandon()
     again, last = await log_of(strata)
     assert (again.id, again.attempt, again.status) == (first.id, 2, "interrupted")
     assert (last.seq, last.status) == (3, "done")
     with pytest.raises(TurnSuperseded):
-        await retrying.accept(ask())
+        await retrying.begin(ask())
 
 
 async def test_when_both_see_each_other_the_later_turn_stays(strata: Strata) -> None:
@@ -429,7 +429,7 @@ async def test_when_both_see_each_other_the_later_turn_stays(strata: Strata) -> 
     retrys.acts["after_rerun"] = after_rerun
     later = asyncio.create_task(say(worker(strata, laters), "never mind"))
     with pytest.raises(TurnSuperseded):
-        await worker(strata, retrys).accept(ask())
+        await worker(strata, retrys).begin(ask())
     assert (await later).seq == 3
     assert "running" not in {t.status for t in await log_of(strata)}
     assert (await say(strata.memory, "and now?")).seq == 5
@@ -449,7 +449,7 @@ async def test_a_retry_that_died_before_its_look_blocks_nobody(strata: Strata) -
     retrys.acts |= {"before_rerun": act, "before_save": die}
     retrying = worker(strata, retrys)
     with pytest.raises(StoreUnavailable):
-        await retrying.accept(ask())
+        await retrying.begin(ask())
     assert [t.status for t in await log_of(strata)] == ["running", "done"]
     assert (await say(retrying, "and now?")).seq == 5
     assert [t.status for t in await log_of(strata)] == ["interrupted", "done", "done"]
@@ -524,10 +524,10 @@ async def test_in_whatever_order_the_workers_write_the_log_is_whole(
         ) -> str:
             memory = worker(strata, scheduler.store(strata.store))
             try:
-                accepted = await memory.accept(ask(question, key=key))
-                context = await memory.context(accepted)
-                await memory.flush(accepted, "An answer")
-                await memory.finish(accepted, f"To {question}", status="done", context=context)
+                accepted = await memory.begin(ask(question, key=key))
+                context = await accepted.context()
+                await accepted.flush("An answer")
+                await accepted.finish(f"To {question}", status="done")
             except (Answered, TurnRunning, TurnSuperseded, TurnLost, SessionBusy) as told:
                 return type(told).__name__
             prompts[accepted.turn.seq] = "\n".join(m.content for m in context.messages[1:])

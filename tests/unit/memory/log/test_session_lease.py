@@ -50,10 +50,10 @@ async def test_the_next_turn_of_a_session_is_inserted_while_the_session_is_read(
     await say(memory, "one")
     store.calls.clear()
     store.most_at_once = 0
-    accepted = await memory.accept(ask("two", key="k"))
+    accepted = await memory.begin(ask("two", key="k"))
     assert sorted(store.calls) == ["append", "load"]
     assert store.most_at_once == 2
-    context = await memory.context(accepted)
+    context = await accepted.context()
     assert [m.content for m in context.messages[1:]] == ["one", "An answer.", "two"]
     await end(memory, accepted)
     assert [t.seq for t in await log_of(strata)] == [1, 3]
@@ -63,8 +63,8 @@ async def test_what_another_worker_has_added_meanwhile_stands_before_it(strata: 
     here, there = worker(strata), worker(strata)
     await say(here, "one")
     await say(there, "two")
-    accepted = await here.accept(ask("three", key=None))
-    context = await here.context(accepted)
+    accepted = await here.begin(ask("three", key=None))
+    context = await accepted.context()
     assert [m.content for m in context.messages[1:]] == [
         "one", "An answer.", "two", "An answer.", "three"
     ]  # fmt: skip
@@ -80,9 +80,9 @@ async def test_a_session_that_was_erased_and_begun_anew_elsewhere_is_gone_on_wit
         await say(here, question)
     await strata.store.sessions.delete(KEY)
     await say(there, "another one")
-    accepted = await here.accept(ask("three", key=None))
+    accepted = await here.begin(ask("three", key=None))
     assert accepted.turn.seq == 3
-    assert [m.content for m in (await here.context(accepted)).messages[1:]] == [
+    assert [m.content for m in (await accepted.context()).messages[1:]] == [
         "another one", "An answer.", "three"
     ]  # fmt: skip
     await end(here, accepted)
@@ -94,10 +94,10 @@ async def test_in_a_session_that_is_being_erased_nothing_is_left_ahead(strata: S
     await say(memory, "one")
     await strata.store.sessions.put(new_session(USER.key, SESSION, now()))
     await strata.store.sessions.change(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
-    accepted = await memory.accept(ask("two", key=None))
+    accepted = await memory.begin(ask("two", key=None))
     assert accepted.turn.seq == await first_seq(strata) == 3
-    assert (await memory.context(accepted)).receipt.layers.window.messages == 0
-    memory.abandon(accepted)
+    assert (await accepted.context()).receipt.layers.window.messages == 0
+    accepted.abandon()
 
 
 async def test_a_session_that_has_ended_begins_anew(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ async def test_a_session_that_has_ended_begins_anew(tmp_path: Path) -> None:
     async with opened(tmp_path, ttl=ttl) as strata:
         memory = worker(strata, ttl=ttl)
         first = await say(memory, "one")
-        await strata.settled()
+        await strata.caught_up()
         await expired(first.recorded_at + timedelta(milliseconds=300))
-        accepted = await memory.accept(ask("two", key=None))
+        accepted = await memory.begin(ask("two", key=None))
         assert accepted.turn.seq == await first_seq(strata) == 3
-        memory.abandon(accepted)
+        accepted.abandon()
 
 
 async def test_a_turn_that_failed_may_run_again_and_is_not_overtaken(strata: Strata) -> None:
@@ -118,7 +118,7 @@ async def test_a_turn_that_failed_may_run_again_and_is_not_overtaken(strata: Str
     await fail(memory)
     store.calls.clear()
     store.most_at_once = 0
-    await end(memory, await memory.accept(ask("two", key=None)))
+    await end(memory, await memory.begin(ask("two", key=None)))
     assert store.calls.index("load") < store.calls.index("append")
     assert store.most_at_once == 1
 
@@ -137,8 +137,8 @@ async def test_a_store_that_fails_meanwhile_leaves_the_session_free(
 
     store.acts = {f"{when}_{name}": away}
     with pytest.raises(StoreUnavailable):
-        await memory.accept(ask("two", key=None))
-    await end(memory, await memory.accept(ask("three", key=None)))
+        await memory.begin(ask("two", key=None))
+    await end(memory, await memory.begin(ask("three", key=None)))
     said = [t.user.content for t in await log_of(strata) if t.user]
     assert said in (["one", "three"], ["one", "two", "three"])
     assert "running" not in {t.status for t in await log_of(strata)}

@@ -113,11 +113,11 @@ async def test_a_waiter_cancelled_just_as_it_is_woken_passes_its_turn_on() -> No
 
 
 async def test_a_full_queue_refuses_at_once_and_keeps_its_order() -> None:
-    gates = SessionQueue(most_waiting=3)
+    gates = SessionQueue()
     passed: list[int] = []
 
     async def visit(n: int) -> None:
-        await gates.acquire("s", wait_seconds=10)
+        await gates.acquire("s", wait_seconds=10, most_waiting=3)
         passed.append(n)
         gates.release("s")
 
@@ -126,9 +126,9 @@ async def test_a_full_queue_refuses_at_once_and_keeps_its_order() -> None:
     await asyncio.sleep(0)
     for _ in range(2):
         with pytest.raises(TooManyWaiting) as caught:
-            await gates.acquire("s", wait_seconds=10)
+            await gates.acquire("s", wait_seconds=10, most_waiting=3)
         assert caught.value.retry_after_seconds > 0
-    with pytest.raises(SessionBusy):  # who would not wait is told that it is busy
+    with pytest.raises(SessionBusy):  # one that would not wait finds it busy
         await gates.acquire("s", wait_seconds=0)
     await gates.acquire("t", wait_seconds=0)
     waiting[1].cancel()
@@ -142,12 +142,12 @@ async def test_a_full_queue_refuses_at_once_and_keeps_its_order() -> None:
 
 
 async def test_nobody_waits_where_none_may() -> None:
-    gates = SessionQueue(most_waiting=0)
-    await gates.acquire("s", wait_seconds=10)
+    gates = SessionQueue()
+    await gates.acquire("s", wait_seconds=10, most_waiting=0)
     with pytest.raises(TooManyWaiting):
-        await gates.acquire("s", wait_seconds=10)
+        await gates.acquire("s", wait_seconds=10, most_waiting=0)
     gates.release("s")
-    await gates.acquire("s", wait_seconds=10)
+    await gates.acquire("s", wait_seconds=10, most_waiting=0)
 
 
 async def test_shut_gates_let_nobody_through() -> None:

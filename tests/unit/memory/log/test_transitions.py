@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-from memory import Incoming, User
-from memory.log.transitions import answered, interrupted, recorded_turn, recounted, running_turn
+from memory import Incoming, TurnRequest, User
+from memory.log.transitions import accepted_turn, answered, interrupted, recorded_turn, recounted
+from memory.models import session_key
 from memory.tokens import EstimatedCounter, TiktokenCounter
 
 ANNA = User("acme", "anna")
 TEXT = "Grüße an die Familie 👩‍👩‍👧‍👦"
+REQUEST = TurnRequest(user=ANNA, session_id="s", question=TEXT)
+KEY = session_key(ANNA.key, "s")
 
 
 def test_an_accepted_turn_holds_its_question_and_an_empty_running_answer() -> None:
     counter = EstimatedCounter()
-    turn = running_turn(
-        ANNA, "s", 7, TEXT, ttl=60.0, lease_seconds=10.0, counter=counter, metadata=None
-    )
+    turn = accepted_turn(REQUEST, KEY, 7, ttl=60.0, lease_seconds=10.0, counter=counter)
     assert turn.user is not None
     assert turn.assistant is not None
     assert (turn.seq, turn.last_seq, turn.status) == (7, 8, "running")
     assert (turn.user.content, turn.user.status) == (TEXT, "done")
     assert (turn.assistant.content, turn.assistant.status) == ("", "running")
     assert (turn.expires_at - turn.recorded_at).total_seconds() == 60
-    again = running_turn(
-        ANNA, "s", 7, TEXT, ttl=60.0, lease_seconds=10.0, counter=counter, metadata=None
-    )
+    again = accepted_turn(REQUEST, KEY, 7, ttl=60.0, lease_seconds=10.0, counter=counter)
     assert again.id == turn.id
     assert again.fencing_token != turn.fencing_token, "the token tells the writers apart"
 
 
 def test_an_interrupted_turn_keeps_what_was_answered() -> None:
     counter = EstimatedCounter()
-    turn = running_turn(
-        ANNA, "s", 1, TEXT, ttl="never", lease_seconds=10.0, counter=counter, metadata=None
-    )
+    turn = accepted_turn(REQUEST, KEY, 1, ttl="never", lease_seconds=10.0, counter=counter)
     partial = answered(turn, "so far", status="running", message_status="running", counter=counter)
     ended = interrupted(partial)
     assert ended.assistant is not None

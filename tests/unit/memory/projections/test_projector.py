@@ -91,12 +91,12 @@ async def points(strata: Strata) -> int:
 async def test_every_passage_of_every_message_becomes_a_point(strata: Strata) -> None:
     long = "We walked along the river for hours and talked. " * 40
     await say(strata, "My dog is called Bruno.", long)
-    accepted = await strata.memory.accept(
+    accepted = await strata.memory.begin(
         TurnRequest(user=USER, session_id=SESSION, question="hello")
     )
-    await strata.memory.finish(accepted, "", status="failed", context=None)
+    await accepted.finish("", status="failed")
     await tell(strata, "one", "two")
-    await strata.settled()
+    await strata.caught_up()
     assert await points(strata) == 1 + len(cut(long)) + 1 + 2
     session = await stored(strata)
     assert session.lexical_through == session.last_seq == 6
@@ -111,7 +111,7 @@ async def test_the_index_holds_no_text_no_name_and_no_session_id(tmp_path: Path)
             "canary-session",
             [Incoming(role="user", content="The canaryword sings.", speaker="Canaryname")],
         )
-        await strata.settled()
+        await strata.caught_up()
         assert await found_by_words(strata, "canaryword") == {"The canaryword sings."}
     raw = embedded_bytes(tmp_path / "index").lower()
     assert b"canary" not in raw
@@ -120,7 +120,7 @@ async def test_the_index_holds_no_text_no_name_and_no_session_id(tmp_path: Path)
 
 async def test_a_passage_is_found_by_the_words_of_its_neighbours_too(strata: Strata) -> None:
     await tell(strata, "Do you have a pet?", "Yes, Bruno.", "How nice!", "Thanks.")
-    await strata.settled()
+    await strata.caught_up()
     assert await found_by_words(strata, "pet") == {"Do you have a pet?", "Yes, Bruno."}
     assert await found_by_words(strata, "Bruno") == {
         "Do you have a pet?", "Yes, Bruno.", "How nice!",
@@ -131,13 +131,13 @@ async def test_the_next_message_reaches_the_passage_before_it_across_batches(
     strata: Strata,
 ) -> None:
     await tell(strata, "Do you have a pet?")
-    await strata.settled()
+    await strata.caught_up()
     await tell(strata, "Yes, Bruno.")
-    await strata.settled()
+    await strata.caught_up()
     assert await found_by_words(strata, "Bruno") == {"Do you have a pet?", "Yes, Bruno."}
     numbers = [f"This is number{n}." for n in range(BATCH_TURNS * 2 + 10)]
     await tell(strata, *numbers, session="long")
-    await strata.settled()
+    await strata.caught_up()
     for n in range(1, len(numbers) - 1, 33):
         assert await found_by_words(strata, f"number{n}") == set(numbers[n - 1 : n + 2])
     assert await points(strata) == len(numbers) + 2
@@ -146,21 +146,21 @@ async def test_the_next_message_reaches_the_passage_before_it_across_batches(
 async def test_messages_of_another_session_are_no_neighbours(strata: Strata) -> None:
     await tell(strata, "Do you have a pet?", session="one")
     await tell(strata, "Yes, Bruno.", session="two")
-    await strata.settled()
+    await strata.caught_up()
     assert await found_by_words(strata, "Bruno") == {"Yes, Bruno."}
 
 
 async def test_a_running_turn_waits_for_its_end(strata: Strata) -> None:
     await tell(strata, "before")
-    accepted = await strata.memory.accept(
+    accepted = await strata.memory.begin(
         TurnRequest(user=USER, session_id=SESSION, question="My dog is called Bruno.")
     )
     async with asyncio.timeout(5):
-        await strata.settled()
+        await strata.caught_up()
     assert await points(strata) == 1
     assert await strata.store.work.pending() == [KEY]
-    await strata.memory.finish(accepted, "Nice.", status="done", context=None)
-    await strata.settled()
+    await accepted.finish("Nice.", status="done")
+    await strata.caught_up()
     assert await points(strata) == 3
     assert await strata.store.work.pending() == []
 
@@ -168,10 +168,10 @@ async def test_a_running_turn_waits_for_its_end(strata: Strata) -> None:
 async def test_many_running_turns_do_not_hold_up_the_finished_ones(strata: Strata) -> None:
     for n in range(PAGE):
         ask = TurnRequest(user=USER, session_id=f"running {n}", question="hello", recall="none")
-        await strata.memory.accept(ask)
+        await strata.memory.begin(ask)
     await tell(strata, "My dog is called Bruno.")
     assert await strata.projector.behind() == 1
-    await strata.settled()
+    await strata.caught_up()
     assert await points(strata) == 1
     assert await strata.projector.behind() == 0
 
@@ -206,11 +206,11 @@ async def main():
         for n in range(3):
             await say(strata, f"question {n}", f"answer {n}")
         if sys.argv[2] == "committed":
-            await strata.settled()
+            await strata.caught_up()
         await say(strata, "question 3", "answer 3")
         await strata.projector.run_once()
-        accepted = await strata.memory.accept(TurnRequest(user=USER, session_id=SESSION, question="last"))
-        await strata.memory.flush(accepted, "half")
+        accepted = await strata.memory.begin(TurnRequest(user=USER, session_id=SESSION, question="last"))
+        await accepted.flush("half")
         os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -231,7 +231,7 @@ async def test_after_a_crash_everything_is_projected_once(tmp_path: Path, before
             turns = await strata.store.turns.range(KEY, after=0, limit=99)
             assert [t.status for t in turns] == ["done"] * 4 + ["interrupted"]
             assert turns[-1].messages[-1].content == "half"
-            await strata.settled()
+            await strata.caught_up()
             assert await points(strata) == 10
             assert await strata.store.work.pending() == []
             assert len(await found_by_words(strata, "answer")) == 8 + 2 - 1
@@ -240,13 +240,13 @@ async def test_after_a_crash_everything_is_projected_once(tmp_path: Path, before
 async def test_an_index_that_was_lost_is_made_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         await tell(strata, *(f"My dog number {n}" for n in range(5)))
-        await strata.settled()
+        await strata.caught_up()
     for leftover in (tmp_path / "index", tmp_path / "index.model.json"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
     async with opened(tmp_path) as strata:
         assert await strata.store.work.pending() == [KEY]
-        await strata.settled()
+        await strata.caught_up()
         assert await points(strata) == 5
         assert len(await found_by_words(strata, "dog")) == 5
 
@@ -299,7 +299,7 @@ async def test_what_was_said_while_the_index_was_away_is_caught_up(tmp_path: Pat
         await tell(strata, "My dog is called Bruno.")
         assert not await strata.projector.run_once()
         with pytest.raises(IndexUnavailable):
-            await strata.settled()
+            await strata.caught_up()
         assert await strata.store.work.pending() == [KEY]
         assert await strata.projector.behind() == 1
         assert (await stored(strata)).title == "My dog is called Bruno."
@@ -307,7 +307,7 @@ async def test_what_was_said_while_the_index_was_away_is_caught_up(tmp_path: Pat
         assert not await strata.projector.run_once(), "it is tried again later"
         strata.projector.wake(KEY)
         assert await strata.projector.run_once()
-        await strata.settled()
+        await strata.caught_up()
         assert await points(strata) == 1
         assert await strata.store.work.pending() == []
 
@@ -370,7 +370,7 @@ async def test_words_find_until_the_model_is_loaded_and_dense_vectors_follow(
         await tell(strata, "Not projected yet.", session="other")
 
         model.release.set()
-        await strata.settled()
+        await strata.caught_up()
         assert await found_by_meaning(strata) == {
             "My dog is called Bruno.", "We live in Zürich.", "Not projected yet.",
         }  # fmt: skip
@@ -387,9 +387,9 @@ async def test_what_was_uncommitted_when_the_model_came_gets_its_vectors(tmp_pat
         await tell(strata, *(f"number {n}" for n in range(3)))
         await strata.projector.run_once()
         model.release.set()
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         await tell(strata, "number 3")
-        await strata.settled()
+        await strata.caught_up()
         assert len(await found_by_meaning(strata)) == 4
         assert (await stored(strata)).dense_through == 4
 
@@ -400,12 +400,12 @@ async def test_a_model_that_is_repaired_gives_vectors_to_what_was_said_without_i
     missing = {"embedding": {"provider": "fastembed", "path": str(tmp_path / "nowhere")}}
     async with opened(tmp_path, **missing) as strata:
         await tell(strata, "My dog is called Bruno.")
-        await strata.settled()
-        assert strata.model.state == "failed"
+        await strata.caught_up()
+        assert strata.embeddings.state == "failed"
         assert (await preview(strata)).receipt.degraded == ("embedding",)
     async with opened(tmp_path, embedding={"provider": "fastembed"}) as strata:
-        await strata.settled()
-        assert strata.model.state == "ready"
+        await strata.caught_up()
+        assert strata.embeddings.state == "ready"
         context = await preview(strata)
         assert context.receipt.degraded == ()
         assert context.receipt.layers.recall.items[0].dense_rank == 1
@@ -423,7 +423,7 @@ async def test_another_model_embeds_everything_anew(tmp_path: Path, meanwhile: b
                 await tell(strata, "said before the model was there")
                 await strata.projector.run_once()
             model.release.set()
-            await strata.settled()
+            await strata.caught_up()
             session = await stored(strata)
             assert session.dense_through == session.lexical_through == session.last_seq
             assert len(await found_by_meaning(strata)) >= 5
@@ -448,7 +448,7 @@ async def test_an_embedding_endpoint_that_is_away_does_not_keep_words_from_being
     assert isinstance(model, LateModel)
     model.release.set()
     async with assembled(tmp_path, model=model) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         await tell(strata, "My dog is called Bruno.")
         await strata.projector.run_once()
         assert await found_by_words(strata, "dog") == {"My dog is called Bruno."}
@@ -456,10 +456,10 @@ async def test_an_embedding_endpoint_that_is_away_does_not_keep_words_from_being
         assert "Bruno" in context.recall_block
         assert context.receipt.degraded == ("embedding",)
         with pytest.raises(EmbeddingUnavailable):
-            await strata.settled()
+            await strata.caught_up()
         assert await strata.store.work.pending() == [KEY]
         moody.away = False
-        await strata.settled()
+        await strata.caught_up()
         assert await found_by_meaning(strata) == {"My dog is called Bruno."}
         assert await strata.store.work.pending() == []
 
@@ -518,7 +518,7 @@ async def test_a_message_on_which_the_embedder_chokes_is_set_aside_and_blocks_no
 ) -> None:
     """R17: others are done, its own words are found, and it is visible after a restart."""
     async with assembled(tmp_path, model=await loaded(Choking())) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         await tell(strata, "before", f"the {MARKER} itself", "penguins")
         await tell(strata, "elsewhere", session="other")
         await fail(strata, FAILURES - 1)
@@ -529,11 +529,11 @@ async def test_a_message_on_which_the_embedder_chokes_is_set_aside_and_blocks_no
         assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
         assert await found_by_meaning(strata) == {"before", "penguins", "elsewhere"}
         assert f"the {MARKER} itself" in await found_by_words(strata, MARKER)
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.work.pending() == []
         assert (await stored(strata)).dense_through == 3
         await tell(strata, "and on")
-        await strata.settled()
+        await strata.caught_up()
         assert "and on" in await found_by_meaning(strata)
     async with opened(tmp_path) as strata:
         assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
@@ -543,18 +543,18 @@ async def test_a_message_on_which_the_embedder_chokes_is_set_aside_and_blocks_no
 
 async def test_of_a_turn_only_the_message_that_is_the_fault_is_set_aside(tmp_path: Path) -> None:
     async with assembled(tmp_path, model=await loaded(Choking())) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         await say(strata, f"what is {MARKER}?", "I do not know.")
         await fail(strata, FAILURES)
         assert await aside(strata) == {f"what is {MARKER}?": "embedding"}
         assert await found_by_meaning(strata) == {"I do not know."}
-        await strata.settled()
+        await strata.caught_up()
 
 
 async def test_an_embedder_that_is_away_poisons_nothing(tmp_path: Path) -> None:
     choking = Choking()
     async with assembled(tmp_path, model=await loaded(choking)) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         choking.away = True
         await tell(strata, "before", f"the {MARKER} itself")
         await fail(strata, 4 * FAILURES)
@@ -563,7 +563,7 @@ async def test_an_embedder_that_is_away_poisons_nothing(tmp_path: Path) -> None:
         await fail(strata, 1)
         assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
         assert await found_by_meaning(strata) == {"before"}
-        await strata.settled()
+        await strata.caught_up()
 
 
 async def test_an_index_that_is_away_for_long_poisons_nothing_and_is_complete_afterwards(
@@ -580,7 +580,7 @@ async def test_an_index_that_is_away_for_long_poisons_nothing_and_is_complete_af
         assert await aside(strata) == {}
         index.away = False
         await fail(strata, 1)
-        await strata.settled()
+        await strata.caught_up()
         assert await aside(strata) == {}
         assert await points(strata) == 8 * FAILURES
         assert (await stored(strata)).lexical_through == 8 * FAILURES
@@ -598,7 +598,7 @@ async def test_an_index_that_comes_and_goes_poisons_nothing(
             await fail(strata, 1)
         assert await aside(strata) == {}
         index.answers = lambda: True
-        await strata.settled()
+        await strata.caught_up()
         assert await points(strata) == 20
 
 
@@ -610,12 +610,12 @@ async def test_a_message_that_the_index_refuses_is_set_aside(tmp_path: Path) -> 
             await self.inner.upsert(points)
 
     async with assembled(tmp_path, around=Refusing, model=await loaded(Choking())) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         await tell(strata, "before", f"the {MARKER} itself", "after")
         await fail(strata, FAILURES)
         assert (await aside(strata))[f"the {MARKER} itself"] in ("index", "embedding")
         assert await found_by_meaning(strata) == {"before", "after"}
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.work.pending() == []
 
 
@@ -634,7 +634,7 @@ async def test_what_crashes_on_one_text_holds_up_neither_other_sessions_nor_its_
         await fail(strata, FAILURES)
         assert await aside(strata) == {f"the {MARKER} itself": "ZeroDivisionError"}
         assert await points(strata) == 2
-        await strata.settled()
+        await strata.caught_up()
 
 
 @pytest.mark.parametrize("text", ["x", "word " * 12_800, "字" * 21_333, "a" * 64_000])
@@ -642,13 +642,13 @@ async def test_the_longest_and_the_emptiest_messages_are_no_poison(
     tmp_path: Path, text: str
 ) -> None:
     async with assembled(tmp_path, model=await loaded(Choking())) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         await tell(strata, "before", text, "after")
-        accepted = await strata.memory.accept(
+        accepted = await strata.memory.begin(
             TurnRequest(user=USER, session_id=SESSION, question="q")
         )
-        await strata.memory.finish(accepted, "", status="failed", context=None)
-        await strata.settled()
+        await accepted.finish("", status="failed")
+        await strata.caught_up()
         assert await aside(strata) == {}
         assert await strata.store.work.pending() == []
         assert await found_by_meaning(strata) == {"before", text, "after", "q"}
@@ -679,10 +679,10 @@ async def test_retries_come_later_and_later_and_not_all_at_once(tmp_path: Path) 
 
 
 async def failed_turn(strata: Strata, question: str, text: str = "") -> Turn:
-    accepted = await strata.memory.accept(
+    accepted = await strata.memory.begin(
         TurnRequest(user=USER, session_id=SESSION, question=question, recall="none")
     )
-    return await strata.memory.finish(accepted, text, status="failed", context=None)
+    return await accepted.finish(text, status="failed")
 
 
 async def run_again(strata: Strata, was: Turn, answer: str) -> Turn:
@@ -706,11 +706,11 @@ async def test_a_turn_that_ran_again_is_projected_again(
     async with opened(tmp_path, store=stored_in, **more) as strata:
         await tell(strata, "My cat is called Otto.")
         was = await failed_turn(strata, "And my dog?", "half an answerword. " * 60)
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.work.pending() == []
         await run_again(strata, was, "Bruno it is.")
         assert await strata.store.work.pending() == [KEY]
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.work.pending() == []
         if index == "no index":
             return
@@ -718,7 +718,7 @@ async def test_a_turn_that_ran_again_is_projected_again(
         assert await found_by_words(strata, "answerword") == set()
         assert await found_by_words(strata, "Bruno") == {"And my dog?", "Bruno it is."}
         await tell(strata, "How nice, wonderful.")
-        await strata.settled()
+        await strata.caught_up()
         assert await points(strata) == 4
         assert "Bruno it is." in await found_by_words(strata, "wonderful")
 
@@ -726,12 +726,12 @@ async def test_a_turn_that_ran_again_is_projected_again(
 async def test_what_follows_a_turn_that_ran_again_gets_its_new_neighbour(tmp_path: Path) -> None:
     model = await loaded(LetterEmbeddings())
     async with assembled(tmp_path, model=model) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         was = await failed_turn(strata, "And my dog?", "half an answerword.")
-        await strata.settled()
+        await strata.caught_up()
         await run_again(strata, was, "Bruno it is.")
         await tell(strata, "How nice.", "Thanks.")  # newer, and projected in the same batch
-        await strata.settled()
+        await strata.caught_up()
         assert await found_by_words(strata, "Bruno") == {
             "And my dog?", "Bruno it is.", "How nice.",
         }  # fmt: skip
@@ -764,19 +764,19 @@ async def test_a_turn_that_ran_again_before_it_was_projected_is_settled_too(
     async with opened(tmp_path) as strata:
         was = await failed_turn(strata, "And my dog?")
         await run_again(strata, was, "Bruno it is.")
-        await strata.settled()
+        await strata.caught_up()
         assert await points(strata) == 2
         assert await strata.store.work.pending() == []
 
 
 async def test_poison_in_a_turn_that_ran_again_is_set_aside(tmp_path: Path) -> None:
     async with assembled(tmp_path, model=await loaded(Choking())) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         was = await failed_turn(strata, "And my dog?", "half")
-        await strata.settled()
+        await strata.caught_up()
         await run_again(strata, was, f"the {MARKER} itself")
         await fail(strata, FAILURES)
         assert await aside(strata) == {f"the {MARKER} itself": "embedding"}
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.work.pending() == []
         assert await found_by_words(strata, MARKER) == {"And my dog?", f"the {MARKER} itself"}

@@ -33,7 +33,7 @@ def candidate(
 async def read(
     strata: Strata, *candidates: Candidate, user: User = USER, budget: int = 1000, **more: Any
 ) -> Recalled:
-    values: dict[str, Any] = {"ttl": strata.config.ttl, **more}
+    values: dict[str, Any] = {"ttl": strata.config.current.ttl, **more}
     return await hydrate(
         Ranked(list(candidates), ("embedding",)), store=strata.store, user=user.key,
         budget_tokens=budget, **values,
@@ -56,7 +56,10 @@ async def test_what_is_inside_the_window_is_not_read_and_counted(strata: Strata)
     await strata.store.turns.append(dialogue([("one", "two"), ("three", "four")]))
     inside = f"{KEY}:0000000001.u"
     recalled = await read(
-        strata, candidate(inside), candidate(f"{KEY}:0000000003.u"), inside=frozenset({inside, "x"})
+        strata,
+        candidate(inside),
+        candidate(f"{KEY}:0000000003.u"),
+        in_prompt=frozenset({inside, "x"}),
     )
     assert [item.message.content for item in recalled.items] == ["three"]
     assert recalled.in_window == 1
@@ -105,7 +108,7 @@ async def test_memory_that_lives_with_its_session_is_hidden_with_it(tmp_path: Pa
     ttl = {"memory": "session", "session": "1s"}
     async with opened(tmp_path, ttl=ttl) as strata:
         mine = await say(strata, "My dog is called Bruno.")
-        await strata.settled()
+        await strata.caught_up()
         wanted = candidate(f"{mine.id}.u")
         settings = TtlConfig.model_validate(ttl)
         assert len((await read(strata, wanted, ttl=settings)).items) == 1

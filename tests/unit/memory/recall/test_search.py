@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from memory.breaker import Breaker
-from memory.config import RecallConfig
+from memory.config import ConfigSource, MemoryConfig
 from memory.embeddings.dense import DenseModel
 from memory.embeddings.sparse import embed_document
 from memory.errors import IndexUnavailable
@@ -65,8 +65,8 @@ async def model() -> AsyncIterator[LateModel]:
 
 
 def recall(index: VectorIndex | None, model: DenseModel, **config: Any) -> Recall:
-    settings = RecallConfig.model_validate({"deadline": "5s", **config})
-    return Recall(index=index, model=model, config=settings)
+    source = ConfigSource(MemoryConfig.model_validate({"recall": {"deadline": "5s", **config}}))
+    return Recall(index=index, model=model, config=source)
 
 
 async def ask(searching: Recall, question: str, **more: Any) -> Ranked:

@@ -45,7 +45,7 @@ async def test_an_erased_session_is_gone_from_everywhere_and_others_are_untouche
         )
         await say(strata, "My dog is called Bruno.")
         await say(strata, "My dog is called Bruno.", user=OTHER, session="canary-1")
-        await strata.settled()
+        await strata.caught_up()
         await strata.history.change(
             USER, "canary-1", {"title": "Canaries", "metadata": {"a": "canary"}}
         )
@@ -69,10 +69,10 @@ async def test_an_erased_session_is_gone_from_everywhere_and_others_are_untouche
 async def test_a_session_of_that_name_begins_from_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         await say(strata, "The Canary sings.")
-        await strata.settled()
+        await strata.caught_up()
         await strata.history.delete_session(USER, SESSION)
         again = await say(strata, "Hello.")
-        await strata.settled()
+        await strata.caught_up()
         assert (again.seq, again.id) == (1, f"{KEY}:0000000001")
         session = await strata.history.session(USER, SESSION)
         assert (session.first_seq, session.last_seq, session.title) == (1, 2, "Hello.")
@@ -84,7 +84,7 @@ async def test_a_session_that_was_never_projected_can_be_erased(tmp_path: Path) 
     async with opened(tmp_path) as strata:
         await say(strata, "The Canary sings.")
         assert await strata.history.delete_session(USER, SESSION) == 1
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.sessions.get(KEY) is None
         assert strata.index is not None
         assert await strata.index.count() == 0
@@ -100,15 +100,15 @@ async def test_somebody_elses_session_cannot_be_erased(tmp_path: Path) -> None:
 
 async def test_an_answer_in_flight_is_lost_and_brings_nothing_back(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
-        accepted = await strata.memory.accept(
+        accepted = await strata.memory.begin(
             TurnRequest(user=USER, session_id=SESSION, question="The Canary?")
         )
         await strata.history.delete_session(USER, SESSION)
         with pytest.raises(TurnLost):
-            await strata.memory.flush(accepted, "A canary")
+            await accepted.flush("A canary")
         with pytest.raises(TurnLost):
-            await strata.memory.finish(accepted, "A canary", status="done", context=None)
-        await strata.settled()
+            await accepted.finish("A canary", status="done")
+        await strata.caught_up()
         assert await strata.store.turns.range(KEY, after=0, limit=9) == []
         assert b"canary" not in embedded_bytes(tmp_path).lower()
         assert (await say(strata, "Hello.")).seq == 1
@@ -118,18 +118,18 @@ async def test_an_answer_in_flight_does_not_end_in_the_next_session_of_that_name
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path) as strata:
-        old = await strata.memory.accept(
+        old = await strata.memory.begin(
             TurnRequest(user=USER, session_id=SESSION, question="The Canary?")
         )
         await strata.history.delete_session(USER, SESSION)
-        strata.memory.abandon(old)
-        new = await strata.memory.accept(
+        old.abandon()
+        new = await strata.memory.begin(
             TurnRequest(user=USER, session_id=SESSION, question="Hello.")
         )
         assert new.turn.id == old.turn.id
         with pytest.raises(TurnLost):
-            await strata.memory.flush(old, "A canary")
-        await strata.memory.finish(new, "Hi.", status="done", context=None)
+            await old.flush("A canary")
+        await new.finish("Hi.", status="done")
         stored = await strata.store.turns.get(new.turn.id, now=now())
         assert stored is not None
         assert stored.assistant is not None
@@ -153,7 +153,7 @@ async def test_indexing_in_flight_brings_nothing_back(tmp_path: Path) -> None:
     model = LateModel(held)
     model.release.set()
     async with assembled(tmp_path, model=model) as strata:
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         await say(strata, "The Canary sings.")
         indexing = asyncio.create_task(strata.projector.run_once())
         assert await asyncio.to_thread(held.begun.wait, 5)
@@ -162,7 +162,7 @@ async def test_indexing_in_flight_brings_nothing_back(tmp_path: Path) -> None:
         held.go.set()
         assert await erasing == 1
         await indexing
-        await strata.settled()
+        await strata.caught_up()
         assert strata.index is not None
         assert await strata.index.count() == 0
         assert await strata.store.sessions.get(KEY) is None
@@ -189,7 +189,7 @@ async def test_an_erase_that_dies_on_its_way_hides_all_and_is_finished_by_the_sw
 ) -> None:
     async with opened(tmp_path) as strata:
         await say(strata, "The Canary sings.")
-        await strata.settled()
+        await strata.caught_up()
         dying: Any = Dying(strata.store, step)
         erasing = Eraser(
             store=dying, index=strata.index, projector=strata.projector, locks=SessionLocks()
@@ -230,7 +230,7 @@ async def test_what_is_said_after_an_erase_is_kept_though_the_index_was_away(
         erasing = Eraser(**shared)
         for n in range(6):
             await say(strata, f"The Canary {n} sings of Xylophons. " * 9, "A canary! " * 9)
-        await strata.settled()
+        await strata.caught_up()
         await strata.history.change(USER, SESSION, {"title": "Canaries", "metadata": {"a": "b"}})
         with pytest.raises(EraseUnfinished, match=r"away; it is .* nothing is left to do"):
             await erasing.erase_session(KEY)
@@ -239,7 +239,7 @@ async def test_what_is_said_after_an_erase_is_kept_though_the_index_was_away(
         assert (await strata.history.memories(USER, query="canary", limit=9)).items == []
         said = await say(strata, "Hello again.")
         assert (await strata.history.turn(USER, said.id)).seq == 13
-        await strata.settled()
+        await strata.caught_up()
         with pytest.raises(EraseUnfinished):
             await erasing.finish(KEY)
         for _ in range(2):
@@ -253,7 +253,7 @@ async def test_what_is_said_after_an_erase_is_kept_though_the_index_was_away(
             assert more is None
             away.back = True
             assert await erasing.finish(KEY) == 0
-            await strata.settled()
+            await strata.caught_up()
         assert await strata.index.count() == 2
         found = await strata.history.memories(USER, query="hello", limit=9)
         assert "Hello again." in {item.message.content for item in found.items}

@@ -85,7 +85,7 @@ async def test_what_expires_is_invisible_at_once_and_gone_after_the_sweep(tmp_pa
         recorded = await strata.memory.record(
             USER, "canary-session", [Incoming(role="user", content="hm", speaker="Canarius")]
         )
-        await strata.settled()
+        await strata.caught_up()
         assert recorded.accepted == 1
         assert "Canary" in await shown(strata)
         await expired(last.expires_at + timedelta(milliseconds=50))
@@ -123,7 +123,7 @@ async def test_what_lives_on_keeps_its_history_and_loses_every_trace_of_what_wen
                 timed(5, "We live in Zürich.", NEVER),
             ]
         )
-        await strata.settled()
+        await strata.caught_up()
         session = await strata.history.session(USER, SESSION)
         assert session.title == "The Canary sings of Xylophons."
         await expired(soon)
@@ -153,7 +153,7 @@ async def test_a_title_that_the_user_gave_survives_its_first_message(tmp_path: P
     async with opened(tmp_path) as strata:
         soon = now() + timedelta(seconds=1)
         await strata.store.turns.append([timed(1, "The Canary.", soon), timed(3, "Bruno.", NEVER)])
-        await strata.settled()
+        await strata.caught_up()
         await strata.history.change(USER, SESSION, {"title": "Pets"})
         await expired(soon)
         assert (await strata.history.session(USER, SESSION)).title == "Pets"
@@ -171,9 +171,9 @@ async def test_an_expired_part_leaves_the_rolled_summary(tmp_path: Path) -> None
             for n, name in enumerate("Maria Bruno Oskar Tadeusz".split(), start=1)
         ]
         await strata.store.turns.append(turns[:3])
-        await strata.settled()
+        await strata.caught_up()
         await strata.store.turns.append(turns[3:])
-        await strata.settled()
+        await strata.caught_up()
         text = (await strata.history.session(USER, SESSION)).summary.text
         assert "Canary" in text
         await expired(soon)
@@ -188,7 +188,7 @@ async def test_an_expired_part_leaves_the_rolled_summary(tmp_path: Path) -> None
 async def test_a_sweep_that_finds_nothing_changes_nothing(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         await say(strata, "My dog is called Bruno.")
-        await strata.settled()
+        await strata.caught_up()
         before = await strata.store.sessions.get(KEY)
         assert await strata.sweeper.sweep() == 0
         assert await strata.store.sessions.get(KEY) == before
@@ -202,7 +202,7 @@ async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None
             await strata.store.turns.append(
                 [turn("The Canary sings.", "Yes.", session=name, at=now(), expires=gone)]
             )
-        await strata.settled()
+        await strata.caught_up()
         for _ in range(2):
             for name in names:
                 await strata.sessions.session(session_key(USER.key, name))
@@ -235,7 +235,7 @@ async def test_a_turn_accepted_while_its_session_is_swept_is_not_lost(tmp_path: 
     async with opened(tmp_path) as strata:
         gone = now() + timedelta(milliseconds=1)
         await strata.store.turns.append([timed(1, "The Canary.", gone)])
-        await strata.settled()
+        await strata.caught_up()
         late = timed(3, "My dog is called Bruno.", NEVER)
         store: Any = JustBefore(strata.store, late)
         locks = SessionLocks()
@@ -270,7 +270,7 @@ async def test_an_ended_session_is_gone_and_its_turns_stay_recallable(tmp_path: 
         for n in range(6):
             last = await say(strata, f"My dog number {n} is called Bruno. " * 9, "Nice. " * 9,
                              recall="none")  # fmt: skip
-        await strata.settled()
+        await strata.caught_up()
         session = await strata.history.session(USER, SESSION)
         assert session.summary.text
         assert session.expires_at == last.recorded_at + timedelta(seconds=2)
@@ -307,7 +307,7 @@ async def test_an_ended_session_is_gone_and_its_turns_stay_recallable(tmp_path: 
 async def test_a_session_that_is_used_again_before_the_sweep_goes_on(tmp_path: Path) -> None:
     async with opened(tmp_path, ttl={"session": "1s"}) as strata:
         first = await say(strata, "My dog is called Bruno.")
-        await strata.settled()
+        await strata.caught_up()
         await expired(first.recorded_at + timedelta(seconds=1))
         again = await say(strata, "Do you remember?", "I do.")
         await strata.sweeper.sweep()
@@ -318,7 +318,7 @@ async def test_a_session_that_is_used_again_before_the_sweep_goes_on(tmp_path: P
 async def test_activity_before_the_end_keeps_a_session_alive(tmp_path: Path) -> None:
     async with opened(tmp_path, ttl={"session": "2s"}) as strata:
         first = await say(strata, "My dog is called Bruno.")
-        await strata.settled()
+        await strata.caught_up()
         await expired(first.recorded_at + timedelta(seconds=1))
         await say(strata, "And my cat Oskar.")
         await expired(first.recorded_at + timedelta(seconds=2.01))
@@ -335,7 +335,7 @@ async def test_memory_that_lives_with_its_session_ends_with_it(tmp_path: Path) -
         other = await say(strata, "We live in Zürich.", session="living")
         await strata.history.change(USER, "living", {"ttl_seconds": 3600.0})
         mine = await say(strata, "The Canary sings of Xylophons.")
-        await strata.settled()
+        await strata.caught_up()
         assert mine.expires_at == NEVER
         assert "Canary" in await shown(strata)
         await expired(mine.recorded_at + timedelta(seconds=2.01))
@@ -355,7 +355,7 @@ async def test_memory_that_lives_with_its_session_ends_with_it(tmp_path: Path) -
 async def test_an_erase_that_a_crash_cut_short_is_finished(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         await say(strata, "The Canary sings of Xylophons.")
-        await strata.settled()
+        await strata.caught_up()
         await strata.store.sessions.change(KEY, {"erasing": True, "first_seq": 3, "last_seq": 2})
         with pytest.raises(NotFound):
             await strata.history.session(USER, SESSION)
@@ -369,7 +369,7 @@ async def test_an_erase_that_a_crash_cut_short_is_finished(tmp_path: Path) -> No
 async def test_a_summary_of_the_past_is_never_shown_after_its_time(tmp_path: Path) -> None:
     async with opened(tmp_path) as strata:
         await say(strata, "My dog is called Bruno.")
-        await strata.settled()
+        await strata.caught_up()
         past = Summary(text="The Canary.", version=1, expires_at=now())
         await strata.store.sessions.change(KEY, {"summary": past})
         ask = TurnRequest(user=USER, session_id=SESSION, question="?")

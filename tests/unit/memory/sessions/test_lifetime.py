@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from memory.models import NEVER, Session, Summary, session_key
-from memory.sessions.lifetime import begun_anew, ended, expiry_of, new_session, session_expiry
+from memory.sessions.lifetime import begun_anew, expiry_of, has_ended, new_session, session_expiry
 from unit.builders import NOON, USER, turn
 
 
@@ -28,22 +28,22 @@ def test_a_duration_counts_from_the_moment() -> None:
 
 def test_a_session_ends_a_while_after_its_last_activity() -> None:
     hour = timedelta(hours=1)
-    assert not ended(session(), None, NOON + hour / 2, 3600)
-    assert ended(session(), None, NOON + hour, 3600)
-    assert not ended(session(), turn("hi", at=NOON + hour), NOON + hour, 3600)
-    assert not ended(session(updated_at=NOON + hour), turn("hi"), NOON + hour, 3600)
-    assert not ended(session(), None, NOON + 1000 * hour, math.inf)
+    assert not has_ended(session(), None, NOON + hour / 2, 3600)
+    assert has_ended(session(), None, NOON + hour, 3600)
+    assert not has_ended(session(), turn("hi", at=NOON + hour), NOON + hour, 3600)
+    assert not has_ended(session(updated_at=NOON + hour), turn("hi"), NOON + hour, 3600)
+    assert not has_ended(session(), None, NOON + 1000 * hour, math.inf)
 
 
 def test_a_sessions_own_ttl_wins_over_the_default() -> None:
     own = session(ttl_seconds=60.0)
     assert session_expiry(own, NOON, 3600) == NOON + timedelta(minutes=1)
-    assert ended(own, None, NOON + timedelta(minutes=2), math.inf)
+    assert has_ended(own, None, NOON + timedelta(minutes=2), math.inf)
     assert session_expiry(session(ttl_seconds=math.inf), NOON, 60) == NEVER
 
 
 def test_a_session_that_is_being_erased_has_ended() -> None:
-    assert ended(session(erasing=True), None, NOON, math.inf)
+    assert has_ended(session(erasing=True), None, NOON, math.inf)
 
 
 def test_a_new_session_is_empty() -> None:

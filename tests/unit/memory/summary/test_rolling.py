@@ -18,7 +18,7 @@ from memory.sessions.lifetime import new_session
 from memory.stores.base import PAGE, Store
 from memory.summary.rolling import RollingSummary
 from memory.summary.summarizer import Suspending
-from memory.window import living, turn_tokens
+from memory.window import shown, turn_tokens
 from unit.builders import SESSION, USER, StoreAround, counter, eventually, opened, say, turn
 from unit.texts import odd_text
 
@@ -36,15 +36,15 @@ async def check_each_seq_stands_once(strata: Strata) -> None:
     layer = context.receipt.layers.window
     covered = context.receipt.layers.summary.covers_through
     turns = await strata.store.turns.range(KEY, after=0, limit=9999)
-    after = [m for t in turns if t.status != "running" for m in living(t) if m.seq > covered]
+    after = [m for t in turns if t.status != "running" for m in shown(t) if m.seq > covered]
     dropped = sum(
         d.count for d in context.receipt.dropped if (d.layer, d.reason) == ("window", "budget")
     )
     assert layer.messages + dropped == len(after)
     if layer.messages:
-        shown = after[-layer.messages :]
-        assert (layer.first_seq, layer.last_seq) == (shown[0].seq, shown[-1].seq)
-        assert shown[0].seq > covered
+        in_window = after[-layer.messages :]
+        assert (layer.first_seq, layer.last_seq) == (in_window[0].seq, in_window[-1].seq)
+        assert in_window[0].seq > covered
     segments = await segments_of(strata)
     ends = [0, *(s.last_seq for s in segments)]
     assert [s.first_seq for s in segments] == [end + 1 for end in ends[:-1]]
@@ -120,10 +120,10 @@ async def fill(strata: Strata, turns: int, *, start: int = 0) -> None:
 async def test_a_full_window_is_folded_down_to_its_share(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 2)
-        await strata.settled()
+        await strata.caught_up()
         assert await summary_of(strata) == Summary()
         await fill(strata, 4, start=2)
-        await strata.settled()
+        await strata.caught_up()
         summary = await summary_of(strata)
         assert summary.covers_through > 0
         assert "Maria" in summary.text
@@ -137,7 +137,7 @@ async def test_a_full_window_is_folded_down_to_its_share(tmp_path: Path) -> None
 async def test_the_summary_stands_in_the_next_prompt(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 6)
-        await strata.settled()
+        await strata.caught_up()
         context = await strata.memory.preview(
             TurnRequest(user=USER, session_id=SESSION, question="?")
         )
@@ -156,12 +156,12 @@ async def test_every_seq_stands_once_at_every_step_and_the_summary_only_advances
             if kind < 0.7:
                 await say(strata, odd_text(rng), odd_text(rng, most=8), recall="none")
             elif kind < 0.8:
-                accepted = await strata.memory.accept(
+                accepted = await strata.memory.begin(
                     TurnRequest(user=USER, session_id=SESSION, question=odd_text(rng))
                 )
-                await strata.memory.finish(accepted, "", status="failed", context=None)
+                await accepted.finish("", status="failed")
             else:
-                await strata.settled()
+                await strata.caught_up()
             await check_each_seq_stands_once(strata)
             summary = await summary_of(strata)
             assert summary.covers_through >= before.covers_through
@@ -173,7 +173,7 @@ async def test_every_seq_stands_once_at_every_step_and_the_summary_only_advances
 async def test_nothing_is_folded_without_room_for_a_summary(tmp_path: Path) -> None:
     async with opened(tmp_path, budget={**SMALL, "summary_tokens": 0}) as strata:
         await fill(strata, 6)
-        await strata.settled()
+        await strata.caught_up()
         assert await summary_of(strata) == Summary()
 
 
@@ -181,14 +181,14 @@ async def test_a_running_turn_is_not_folded(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 3)
         question = "I met Vasquez. " + "And so on. " * 100
-        running = await strata.memory.accept(
+        running = await strata.memory.begin(
             TurnRequest(user=USER, session_id=SESSION, question=question)
         )
         await strata.summaries.fold(KEY)
-        await strata.settled()
+        await strata.caught_up()
         assert (await summary_of(strata)).covers_through < 5
-        await strata.memory.finish(running, "ok", status="done", context=None)
-        await strata.settled()
+        await running.finish("ok", status="done")
+        await strata.caught_up()
         assert (await summary_of(strata)).covers_through == 6
         await check_each_seq_stands_once(strata)
 
@@ -199,7 +199,7 @@ async def test_much_history_is_folded_in_several_passes_with_no_message_skipped(
     model = Model("They met.")
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         await fill(strata, 20)
-        await strata.settled()
+        await strata.caught_up()
         news = "".join(call["news"] for call in model.calls)
         covered = (await summary_of(strata)).covers_through
         for n in range(covered // 2):
@@ -218,7 +218,7 @@ async def test_a_model_that_fails_leaves_a_degraded_extract_and_the_watermark_ad
 ) -> None:
     async with opened(tmp_path, budget=SMALL, summarizer=Model(answer)) as strata:
         await fill(strata, 6)
-        await strata.settled()
+        await strata.caught_up()
         summary = await summary_of(strata)
         assert summary.covers_through > 0
         assert summary.degraded
@@ -241,19 +241,19 @@ async def test_a_model_that_keeps_failing_is_not_asked_for_every_fold_but_tried_
         strata.summaries._summarizer = Suspending(model, breaker)
         for n in range(4):
             await fill(strata, 6, start=6 * n)
-            await strata.settled()
+            await strata.caught_up()
             assert (await summary_of(strata)).degraded
             await check_each_seq_stands_once(strata)
         assert len(model.calls) == 2
         assert breaker.state == "open"
         model.answer = "They met."
         await fill(strata, 6, start=24)
-        await strata.settled()
+        await strata.caught_up()
         assert (await summary_of(strata)).degraded
         assert len(model.calls) == 2
         clock[0] += 30.0
         await fill(strata, 6, start=30)
-        await strata.settled()
+        await strata.caught_up()
         assert len(model.calls) > 2
         assert breaker.state == "closed"
         await check_each_seq_stands_once(strata)
@@ -277,7 +277,7 @@ async def test_turns_that_arrive_while_a_summary_is_written_survive(tmp_path: Pa
         await check_each_seq_stands_once(strata)
         turns = await strata.store.turns.range(KEY, after=0, limit=99)
         assert [t.seq for t in turns] == list(range(1, 19, 2))
-        await strata.settled()
+        await strata.caught_up()
         await check_each_seq_stands_once(strata)
 
 
@@ -306,9 +306,9 @@ async def test_a_slow_worker_overwrites_nothing_that_was_folded_meanwhile(tmp_pa
         slow = Model("Slow words.", held=True)
         fold = asyncio.create_task(another_worker(strata, slow).fold(KEY))
         await eventually(lambda: bool(slow.calls))
-        await strata.settled()
+        await strata.caught_up()
         await fill(strata, 6, start=6)
-        await strata.settled()
+        await strata.caught_up()
         newest = await summary_of(strata)
         assert newest.version == 2
         slow.release.set()
@@ -364,7 +364,7 @@ async def test_a_fold_that_is_killed_at_its_writes_is_done_or_finished_by_the_ne
         assert await strata.store.segments.of(KEY, now=now()) == []
         await check_each_seq_stands_once(strata)
         await fill(strata, 6, start=6)
-        await strata.settled()
+        await strata.caught_up()
         assert (await summary_of(strata)).unfiled is None
         assert len(await strata.store.segments.of(KEY, now=now())) == 1 + left.version
         await check_each_seq_stands_once(strata)
@@ -382,9 +382,9 @@ async def test_a_fold_that_is_killed_before_its_write_is_done_again(tmp_path: Pa
         await check_each_seq_stands_once(strata)
         assert await strata.store.segments.of(KEY, now=now()) == []
     async with opened(tmp_path, budget=SMALL) as strata:
-        await strata.settled()
+        await strata.caught_up()
         await say(strata, "And then?", recall="none")
-        await strata.settled()
+        await strata.caught_up()
         assert (await summary_of(strata)).covers_through > 0
         await check_each_seq_stands_once(strata)
 
@@ -392,7 +392,7 @@ async def test_a_fold_that_is_killed_before_its_write_is_done_again(tmp_path: Pa
 async def test_a_fold_begun_before_an_erase_brings_nothing_back(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 6)
-        await strata.settled()
+        await strata.caught_up()
         await strata.history.delete_session(USER, SESSION)
         await fill(strata, 6)
         await strata.sessions.session(KEY)

@@ -100,13 +100,13 @@ async def test_no_query_walks_through_what_is_not_its_own(strata: Strata) -> Non
     for connection in (db._reader, db._writer):
         connection.set_trace_callback(statements.add)
     for session, question in (("a", "My dog is called Bruno."), ("b", "What is my dog called?")):
-        accepted = await strata.memory.accept(
+        accepted = await strata.memory.begin(
             TurnRequest(user=USER, session_id=session, question=question, idempotency_key=session)
         )
-        context = await strata.memory.context(accepted)
-        await strata.memory.flush(accepted, "Bru", context=context)
-        await strata.memory.finish(accepted, "Bruno.", status="done", context=context)
-        await strata.settled()
+        await accepted.context()
+        await accepted.flush("Bru")
+        await accepted.finish("Bruno.", status="done")
+        await strata.caught_up()
     await strata.projector.state()
     await strata.sweeper.sweep()
     await strata.history.sessions(USER, before=None, limit=9)
