@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 /usr/bin/pyt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test torture check lint format bench evals clean
+.PHONY: help serve test torture check lint format bench evals docs clean
 
 help:
 	@echo 'make serve    start the service on http://127.0.0.1:8000'
@@ -17,6 +17,7 @@ help:
 	@echo 'make check    format, lint, types, tests'
 	@echo 'make bench    measure latency, memory and start-up'
 	@echo 'make evals    measure recall and cost on the committed data'
+	@echo 'make docs     build the documentation into site/'
 
 $(BIN)/python:
 	@test -n '$(PYTHON)' || { echo 'no Python >= 3.11 with venv and ensurepip was found; set PYTHON=…' >&2; exit 1; }
@@ -61,5 +62,9 @@ evals: $(VENV)/.run
 	@$(BIN)/python -m evals recall --budgets 256,512,1024 --out out/recall
 	@$(BIN)/python -m evals cost --out out/cost
 
+# Strict: a warning fails it. The variable only silences an advertisement about MkDocs 2.
+docs: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) out dist build
+	rm -rf $(VENV) out dist build site
