@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from waiting import eventually
 
 from memory import Incoming, Strata, TurnRequest, User
 from memory.config import BudgetConfig
@@ -36,7 +37,6 @@ from unit.builders import (
     StoreAround,
     config,
     counter,
-    eventually,
     opened,
     say,
     turn,
