@@ -8,7 +8,8 @@ from itertools import count
 
 import httpx
 import pytest
-from system.process import Model, Service, modelling, serving, wait_for
+from system.process import Model, Service, modelling, serving
+from waiting import wait_for
 
 # Every user, session and message of these tests carries it: S7.
 CANARY = "kumquat"

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-from system.process import wait_for
+from waiting import wait_for
 
 MESSAGE = {
     "id", "client_id", "seq", "role", "content", "speaker", "status", "tokens", "created_at",
@@ -161,4 +161,4 @@ def indexed(client: httpx.Client, session: str) -> None:
         ranks = [(i["dense_rank"], i["lexical_rank"]) for i in items if i["seq"] == last["seq"]]
         return bool(ranks) and None not in ranks[0]
 
-    wait_for(found, within_seconds=20, what=f"finding {last['content'][:300]!r}")
+    wait_for(found, what=f"finding {last['content'][:300]!r}")

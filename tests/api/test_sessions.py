@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from system.process import wait_for
+from waiting import wait_for
 
 from api.conftest import CANARY
 from api.shapes import (
@@ -43,8 +43,8 @@ def test_a_session_tells_what_it_holds(client: httpx.Client, session: str) -> No
         metadata={}, facts_through=0,
         summary={"text": "", "version": 0, "covers_through": 0},
     )  # fmt: skip
-    wait_for(lambda: get(client, session)["lexical_through"] == 2, within_seconds=20)
-    wait_for(lambda: get(client, session)["dense_through"] == 2, within_seconds=20)
+    wait_for(lambda: get(client, session)["lexical_through"] == 2)
+    wait_for(lambda: get(client, session)["dense_through"] == 2)
     record(client, session, "one more")
     assert get(client, session)["messages"] == 3
 

@@ -25,11 +25,11 @@ from uuid import uuid4
 
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
-from system.process import Child, environment, wait_for
+from system.process import Child, environment
+from waiting import wait_for
 
 JAVA = Path(__file__).parent / "mongo_java"
 MAVEN_SECONDS = 300
-START_SECONDS = 60.0
 HARD = "kill -9"
 FULL_ONLY = ("TTL deletion", "query plans (explain)")
 
@@ -110,7 +110,7 @@ def _answering(
 ) -> Iterator[Mongo]:
     client: MongoClient[dict[str, Any]] = MongoClient(url, serverSelectionTimeoutMS=2000)
     try:
-        info = wait_for(lambda: _info(client), within_seconds=START_SECONDS, what=f"{name} answers")
+        info = wait_for(lambda: _info(client), what=f"{name} answers")
         yield Mongo(name, url, full, restart, info["version"], client=client)
     finally:
         client.close()

@@ -10,27 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from waiting import PATIENCE_SECONDS, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-START_SECONDS = 30.0
-STOP_SECONDS = 15.0
-
-
-def wait_for(check: Callable[[], Any], *, within_seconds: float = 10.0, what: str = "") -> Any:
-    """Poll until `check` returns something true, and return it; fail after the deadline."""
-    deadline = time.monotonic() + within_seconds
-    while True:
-        found = check()
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"did not happen in time: {what or check}"
-        time.sleep(0.01)
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -91,7 +79,7 @@ class Child:
         if self.running():
             self.process.send_signal(number)
 
-    def wait(self, within_seconds: float = STOP_SECONDS) -> int:
+    def wait(self, within_seconds: float = PATIENCE_SECONDS) -> int:
         """The exit code."""
         code = self.process.wait(within_seconds)
         self._copying.join(5)
@@ -196,7 +184,7 @@ class Service:
             env=self.env,
             log=self.log,
         )
-        told = wait_for(self._told, within_seconds=START_SECONDS, what="serving")
+        told = wait_for(self._told, what="serving")
         self.started_in_seconds = time.monotonic() - began
         self.url = f"http://127.0.0.1:{told['port']}"
 
@@ -234,11 +222,10 @@ class Service:
 
     def _options(self, user: str | None, more: dict[str, Any]) -> dict[str, Any]:
         headers = {"X-User-Id": user} if user else {}
-        return {
-            "base_url": self.url, "headers": headers, "timeout": 30.0, "trust_env": False, **more
-        }  # fmt: skip
+        options = {"base_url": self.url, "headers": headers, "timeout": PATIENCE_SECONDS}
+        return {**options, "trust_env": False, **more}
 
-    def terminate(self, within_seconds: float = STOP_SECONDS) -> int:
+    def terminate(self, within_seconds: float = PATIENCE_SECONDS) -> int:
         self.child.signal(signal.SIGTERM)
         return self.child.wait(within_seconds)
 
@@ -278,7 +265,7 @@ def modelling(folder: Path) -> Iterator[Model]:
 
 
 def strata(
-    *arguments: str, folder: Path, text: str = "", within_seconds: float = 60.0,
+    *arguments: str, folder: Path, text: str = "", within_seconds: float = PATIENCE_SECONDS,
     **groups: Mapping[str, Any],
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """One command of the command line, to its end."""

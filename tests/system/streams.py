@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -111,19 +109,6 @@ async def history(client: httpx.AsyncClient, session: str) -> list[Any]:
     assert response.status_code == 200, response.text
     found: list[Any] = response.json()["messages"]
     return found
-
-
-async def until(check: Callable[[], Any], within_seconds: float = 10.0) -> Any:
-    """Poll until `check` (plain or async) tells something true, and return it."""
-    deadline = time.monotonic() + within_seconds
-    while True:
-        found = check()
-        if inspect.isawaitable(found):
-            found = await found
-        if found:
-            return found
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.02)
 
 
 def text_of(events: list[Event]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import eventually
 
 from memory import User
 from service.config.settings import Settings
@@ -18,7 +19,7 @@ from service.routes.turns import begin_turn
 from service.services import open_services
 from system.conftest import BY_WORDS
 from system.process import Model, Service
-from system.streams import Event, answer, ask, asking, history, text_of, until
+from system.streams import Event, answer, ask, asking, history, text_of
 
 LONG = "word " * 400
 
@@ -89,7 +90,7 @@ async def test_before_the_first_token_there_is_nothing_to_keep(
     model.mode("slow", delay=0.5, text=LONG)
     async with asking(client, session, "tell me everything") as events:
         accepted = await anext(events)
-        await until(model.requests)
+        await eventually(model.requests)
         at = time.monotonic()
         await cancel(client, accepted.data["turn_id"])
         rest = [event async for event in events]
@@ -106,7 +107,7 @@ async def test_who_wants_json_gets_the_partial_turn(
 ) -> None:
     model.mode("hang_after", chunks=3, text="one two three four")
     waiting = asyncio.create_task(answer(client, session, "count"))
-    await until(lambda: model.requests() and model.requests()[0]["sent"] == "one two three")
+    await eventually(lambda: model.requests() and model.requests()[0]["sent"] == "one two three")
     turn_id = (await history(client, session))[0]["turn_id"]
     await cancel(client, turn_id)
     turn = await waiting
@@ -180,7 +181,7 @@ async def test_cancelled_turns_leave_no_task_behind(
         await services.strata.caught_up()
         base = len(asyncio.all_tasks())
         await asyncio.gather(*(turn(f"s{n}", rng.randrange(0, 10)) for n in range(20)))
-        await until(lambda: not services.answers)
+        await eventually(lambda: not services.answers)
         await services.strata.caught_up()
-        await until(lambda: len(asyncio.all_tasks()) <= base)
+        await eventually(lambda: len(asyncio.all_tasks()) <= base)
         assert len(services.streams) == 0

@@ -14,10 +14,11 @@ import httpx
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
+from waiting import wait_for
 
 from service.cli.main import app
 from system.conftest import BY_WORDS
-from system.process import Child, Model, environment, serving, strata, variables, wait_for
+from system.process import Child, Model, environment, serving, strata, variables
 from system.streams import answer
 
 COMMANDS = (("serve", "--port", "0"), ("check",))
@@ -200,7 +201,7 @@ async def test_a_configuration_file_is_found_by_its_variable(folder: Path, model
     child = Child([sys.executable, "-m", "service", "serve", "--port", "0"], folder=folder,
                   env=env, log=folder / "log.txt")  # fmt: skip
     try:
-        wait_for((data / "serve.json").exists, within_seconds=20)
+        wait_for((data / "serve.json").exists)
         port = json.loads((data / "serve.json").read_text())["port"]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             await answer(client, "s", "hello")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import Event, answer, ask, asking, history, text_of, until
+from system.streams import Event, answer, ask, asking, history, text_of
 
 KILLS = int(os.environ.get("STRATA_KILLS", "4"))
 SESSIONS = 6
@@ -69,7 +70,7 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(
                 model.mode("slow", delay=0.02, text=" ".join(f"w{n}" for n in range(20)))
                 message = f"message of round {kill}"
                 turns = [asyncio.create_task(watch(client, s, message)) for s in histories]
-                await until(model.requests)
+                await eventually(model.requests)
                 await asyncio.sleep(rng.uniform(0, 0.7))
                 service.kill()
                 received = await asyncio.gather(*turns)
@@ -105,7 +106,7 @@ async def test_what_was_said_before_a_crash_is_recalled_in_another_session(
                 items = found.json()["memories"]
                 return bool(items) and items[0]["dense_rank"] is not None
 
-            await until(recalled, 20)
+            await eventually(recalled)
             model.forget()
             events = await ask(client, "new", "Who restores grand pianos?")
             receipt = events[1].data
@@ -134,7 +135,7 @@ async def test_after_kill_9_no_turn_runs_and_the_interrupted_one_keeps_its_text(
                 async def flushed() -> bool:
                     return bool((await history(client, "s"))[1]["content"] == "one two three")
 
-                await until(flushed)
+                await eventually(flushed)
                 assert (await history(client, "s"))[1]["status"] == "running"
                 service.kill()
         service.start()

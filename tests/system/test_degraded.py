@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from waiting import eventually, wait_for
+
 from system.conftest import BY_WORDS
-from system.process import Model, serving, strata, wait_for
-from system.streams import answer, ask, until
+from system.process import Model, serving, strata
+from system.streams import answer, ask
 
 FACT = "My sister Valentina restores grand pianos in Trieste."
 QUESTION = "Who restores grand pianos?"
@@ -62,7 +64,7 @@ async def test_without_an_embedding_model_recall_is_by_words_and_said(
     with serving(folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
-            await until(lambda: recalled(client, dense=False))
+            await eventually(lambda: recalled(client, dense=False))
             events = await ask(client, "new", QUESTION)
             receipt = events[1].data
             assert receipt["degraded"] == ["embedding"]
@@ -89,13 +91,13 @@ async def test_a_broken_model_folder_costs_meaning_and_nothing_else(
                 ready = (await client.get("/health/ready")).json()
                 return ready if ready["embedding"]["status"] == "failed" else None
 
-            ready = await until(failed, 20)
+            ready = await eventually(failed)
             assert ready["status"] == "ready"
             assert ready["degraded"] is True
             assert ready["embedding"]["recall"] == "by words"
             assert ready["embedding"]["reason"]
             await answer(client, "old", FACT)
-            await until(lambda: recalled(client, dense=False))
+            await eventually(lambda: recalled(client, dense=False))
             events = await ask(client, "new", QUESTION)
             assert events[1].data["degraded"] == ["embedding"]
             assert events[-1].name == "done"
@@ -125,7 +127,7 @@ async def test_an_embedding_endpoint_that_hangs_delays_neither_the_start_nor_an_
             ready = (await client.get("/health/ready")).json()
             assert ready["embedding"]["status"] == "loading"
             await answer(client, "old", FACT)
-            await until(lambda: recalled(client, dense=False))
+            await eventually(lambda: recalled(client, dense=False))
             events = await ask(client, "new", QUESTION)
             assert events[1].data["degraded"] == ["embedding"]
             assert events[1].data["layers"]["recall"]["items"]
@@ -148,8 +150,8 @@ async def test_vectors_follow_when_the_embedding_endpoint_answers(
     ) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
-            await until(lambda: recalled(client, dense=False))
-            await until(lambda: recalled(client, dense=True), 15)
+            await eventually(lambda: recalled(client, dense=False))
+            await eventually(lambda: recalled(client, dense=True))
             events = await ask(client, "new", QUESTION)
             assert events[1].data["degraded"] == []
             assert events[1].data["layers"]["recall"]["items"][0]["dense_rank"] is not None
@@ -166,7 +168,7 @@ async def test_vectors_follow_when_the_embedding_endpoint_answers(
                 items = found.json()["memories"]
                 return bool(items) and items[0]["dense_rank"] is not None
 
-            await until(caught_up, 15)
+            await eventually(caught_up)
         log = service.log.read_text()
         assert "Valentina" not in log
         assert "zanzibarian" not in log
@@ -186,7 +188,7 @@ async def test_an_embedding_endpoint_is_asked_once_for_a_question(
     ) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
-            await until(lambda: recalled(client, dense=True), 15)
+            await eventually(lambda: recalled(client, dense=True))
             for mode in ("500", "429", "reset"):
                 model.mode(mode, route="embeddings")
                 before = len(model.requests(path))

@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import Event, ask, asking, history, text_of, until
+from system.streams import Event, ask, asking, history, text_of
 
 LONG = "word " * 400
 
@@ -68,14 +69,14 @@ async def read_tokens(client: httpx.AsyncClient, session: str, count: int) -> li
     return found
 
 
-async def ended(client: httpx.AsyncClient, events: list[Event], within_seconds: float = 10) -> Any:
+async def ended(client: httpx.AsyncClient, events: list[Event]) -> Any:
     """The turn, once it does not run any more."""
 
     async def turn() -> Any:
         found = (await client.get(f"/v1/turns/{events[0].data['turn_id']}")).json()
         return found if found["status"] != "running" else None
 
-    return await until(turn, within_seconds)
+    return await eventually(turn)
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7])
@@ -91,7 +92,7 @@ async def test_without_detach_the_model_connection_closes_within_a_second(
     turn = await ended(client, found)
     assert turn["status"] == "partial"
     assert turn["error"] is None
-    closed = await until(lambda: _closed(model))
+    closed = await eventually(lambda: _closed(model))
     assert closed - left_at < 1.0
     (request,) = model.requests()
     stored = turn["assistant"]["content"]
@@ -132,7 +133,7 @@ async def test_after_detach_the_answer_is_stopped_and_kept_as_partial(
     found = await read_tokens(client, session, 3)
     left_at = time.monotonic()
     turn = await ended(client, found)
-    closed = await until(lambda: _closed(model))
+    closed = await eventually(lambda: _closed(model))
     assert 0.9 < closed - left_at < 2.0
     assert turn["status"] == "partial"
     assert len(turn["assistant"]["content"]) > len(text_of(found)) + 20, "it went on for a while"
@@ -149,13 +150,13 @@ async def test_a_reader_of_json_that_leaves_counts_too(
     with pytest.raises(httpx.ReadTimeout):
         await client.post(url, json=body, timeout=0.5)
     left_at = time.monotonic()
-    closed = await until(lambda: _closed(model), 5)
+    closed = await eventually(lambda: _closed(model))
     assert closed - left_at < 1.0
 
     async def stored() -> bool:
         return (await history(client, session))[1]["status"] == "partial"
 
-    await until(stored)
+    await eventually(stored)
 
 
 async def test_a_stateless_call_ends_when_its_reader_leaves(
@@ -167,7 +168,7 @@ async def test_a_stateless_call_ends_when_its_reader_leaves(
         while (await anext(events)).name != "token":
             pass
     left_at = time.monotonic()
-    closed = await until(lambda: _closed(model))
+    closed = await eventually(lambda: _closed(model))
     assert closed - left_at < 1.0
 
 
@@ -194,9 +195,9 @@ async def test_a_reader_who_never_reads_and_then_leaves_is_noticed(
             requests = model.requests()
             return bool(requests) and len(requests[0]["sent"]) > 3_000_000
 
-        await until(well_ahead, 20)
+        await eventually(well_ahead)
     left_at = time.monotonic()
-    closed = await until(lambda: _closed(model))
+    closed = await eventually(lambda: _closed(model))
     assert closed - left_at < 1.0
 
 
@@ -218,7 +219,7 @@ async def test_many_readers_leave_and_nothing_is_left_behind(
     async def all_closed() -> bool:
         return all(request["disconnected_at"] for request in model.requests())
 
-    await until(all_closed)
+    await eventually(all_closed)
     model.forget()
     again = await asyncio.gather(*(ask(client, f"{session}-{n}", "again") for n in range(20)))
     assert {events[-1].name for events in again} == {"done"}

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 import httpx
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import answer, ask, until
+from system.streams import answer, ask
 
 CANARY = "Quetzalcoatl"
 
@@ -62,24 +63,24 @@ async def test_memories_are_gone_after_their_time_and_swept_from_every_file(
         async with service.client() as client:
             await ask(client, "warm", "up", memory=False)
             told_at = await tell_secrets(client, service)
-            await until(lambda: indexed(service))
+            await eventually(lambda: indexed(service))
 
             async def gone() -> bool:
                 return CANARY not in await visible(client)
 
-            await until(gone)
+            await eventually(gone)
             assert 1.0 < time.monotonic() - told_at < 2.6
 
             async def swept() -> bool:
                 return CANARY.encode() not in service.stored_bytes()
 
-            await until(swept)
+            await eventually(swept)
             assert time.monotonic() - told_at < 5
 
             async def unindexed() -> bool:
                 return await indexed(service) == 0
 
-            await until(unindexed)
+            await eventually(unindexed)
             assert (await client.get("/v1/sessions/secrets")).status_code == 404
             assert CANARY not in service.log.read_text()
             # The session can be used again.
@@ -101,7 +102,7 @@ async def test_what_expired_is_invisible_before_any_sweep(model: Model, folder: 
             async def gone() -> bool:
                 return CANARY not in await visible(client)
 
-            await until(gone, within_seconds=4)
+            await eventually(gone)
             assert CANARY.encode() in service.stored_bytes(), "nothing was swept yet"
 
 
@@ -116,18 +117,18 @@ async def test_the_title_goes_with_the_message_it_was_taken_from(
             model.mode("ok", text="Noted.")
             await answer(client, "secrets", f"{CANARY} is the secret plan")
             first_at = time.monotonic()
-            await until(lambda: indexed(service))
+            await eventually(lambda: indexed(service))
 
             async def two_seconds_on() -> bool:
                 return time.monotonic() - first_at > 2
 
-            await until(two_seconds_on)
+            await eventually(two_seconds_on)
             await answer(client, "secrets", "Let us talk about the weather")
 
             async def gone() -> bool:
                 return CANARY not in await visible(client)
 
-            await until(gone, within_seconds=2.5)
+            await eventually(gone)
             session = (await client.get("/v1/sessions/secrets")).json()
             assert session["title"] == "Let us talk about the weather"
             assert session["messages"] == 2
@@ -135,7 +136,7 @@ async def test_the_title_goes_with_the_message_it_was_taken_from(
             async def swept() -> bool:
                 return CANARY.encode() not in service.stored_bytes()
 
-            await until(swept, within_seconds=2.5)
+            await eventually(swept)
 
 
 async def test_a_session_ends_after_its_last_activity_and_leaves_memories(
@@ -158,7 +159,7 @@ async def test_a_session_ends_after_its_last_activity_and_leaves_memories(
                 shown = await client.get("/v1/sessions/secrets")
                 return listed == [] and shown.status_code == 404
 
-            await until(ended, within_seconds=4)
+            await eventually(ended)
             history = await client.get("/v1/sessions/secrets/messages")
             assert history.status_code == 404
             # As memory it lives on, in other sessions …
@@ -188,12 +189,12 @@ async def test_memory_that_lives_with_its_session_goes_with_it(model: Model, fol
             async def gone() -> bool:
                 return CANARY not in await visible(client)
 
-            await until(gone, within_seconds=4)
+            await eventually(gone)
 
             async def swept() -> bool:
                 return CANARY.encode() not in service.stored_bytes()
 
-            await until(swept)
+            await eventually(swept)
 
 
 async def test_a_session_can_have_its_own_time(model: Model, folder: Path) -> None:
@@ -211,7 +212,7 @@ async def test_a_session_can_have_its_own_time(model: Model, folder: Path) -> No
             async def ended() -> bool:
                 return (await client.get("/v1/sessions/short")).status_code == 404
 
-            await until(ended, within_seconds=4)
+            await eventually(ended)
             assert (await client.get("/v1/sessions/long")).status_code == 200
 
 
@@ -221,7 +222,7 @@ async def test_a_deleted_session_leaves_no_byte(model: Model, folder: Path) -> N
     with serving(folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}) as service:
         async with service.client() as client:
             await tell_secrets(client, service)
-            await until(lambda: indexed(service))
+            await eventually(lambda: indexed(service))
             assert (await client.delete("/v1/sessions/secrets")).status_code == 200
             assert CANARY not in await visible(client)
             assert await indexed(service) == 0

@@ -11,10 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import Event, ask, asking, until
+from system.streams import Event, ask, asking
 
 AT_ONCE_SECONDS = 1.0
 
@@ -66,7 +67,7 @@ async def test_a_user_has_only_so_many_answers_open(
                 assert found.status_code in (200, 429)
                 return found.status_code == 200
 
-            await until(room)
+            await eventually(room)
 
 
 async def test_a_place_is_free_as_soon_as_an_answer_has_ended(model: Model, folder: Path) -> None:
@@ -110,7 +111,7 @@ async def test_a_process_has_only_so_many_answers_open(model: Model, folder: Pat
                 assert found.status_code in (200, 503)
                 return found.status_code == 200
 
-            await until(room)
+            await eventually(room)
 
 
 async def test_many_at_once_over_the_limit_are_each_told_so(model: Model, folder: Path) -> None:

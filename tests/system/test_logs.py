@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from system.process import Model, serving, strata
-from system.streams import answer, ask, until
+from system.streams import answer, ask
 
 CANARY = "kumquat"
 
@@ -58,7 +59,7 @@ async def test_no_log_line_holds_what_a_user_said(model: Model, folder: Path, le
             async def swept() -> bool:
                 return (await client.get("/v1/sessions")).json()["sessions"] == []
 
-            await until(swept)
+            await eventually(swept)
         assert service.terminate() == 0
         log = service.log.read_text()
     for line in log.splitlines():

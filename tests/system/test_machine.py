@@ -36,9 +36,10 @@ from hypothesis.stateful import (
 from servers.proxy import Mode, Proxy
 from torture.said import MARKER, canary, echo
 from unit.builders import counter
+from waiting import wait_for
 
 from system.conftest import BY_WORDS
-from system.process import Model, Qdrant, Service, serving, wait_for
+from system.process import Model, Qdrant, Service, serving
 from system.streams import Event, parse, text_of
 
 EXAMPLES = int(os.environ.get("STRATA_MACHINE_EXAMPLES", "3"))
@@ -49,7 +50,6 @@ BUDGET = {
     "facts_tokens": 50,
 }  # fmt: skip
 TOKEN_SECONDS = 0.02
-QUIET_SECONDS = 60.0
 NAMES = st.sampled_from(["s0", "s1", "s2"])
 TOKENS = st.integers(0, 10)
 _collections = count(1)
@@ -120,9 +120,9 @@ class Conversation(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """What other examples left in the index is not ours."""
-        self.points_before = wait_for(
-            lambda: self._ready_when_caught_up(), within_seconds=QUIET_SECONDS, what="a quiet index"
-        )["index"]["points"]
+        self.points_before = wait_for(lambda: self._ready_when_caught_up(), what="a quiet index")[
+            "index"
+        ]["points"]
 
     def teardown(self) -> None:
         error = sys.exc_info()[0]
@@ -282,7 +282,7 @@ class Conversation(RuleBasedStateMachine):
             return bool(ready) and ready["index"]["points"] == expected
 
         try:
-            wait_for(caught_up, within_seconds=QUIET_SECONDS, what=f"{expected} points")
+            wait_for(caught_up, what=f"{expected} points")
         except AssertionError as error:
             error.add_note(f"{self.http.get('/health/ready').text}, {self.spoken}")
             raise

@@ -9,10 +9,11 @@ from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import eventually, wait_for
 
 from system.conftest import BY_WORDS
-from system.process import Model, Service, serving, wait_for
-from system.streams import answer, ask, asking, until
+from system.process import Model, Service, serving
+from system.streams import answer, ask, asking
 from system.test_workers import workers_of
 
 Groups = dict[str, dict[str, Any]]
@@ -52,7 +53,7 @@ async def test_metrics_tell_states_and_nobody(model: Model, folder: Path) -> Non
                     found["strata_projection_lag_seconds"] == 0
                 )
 
-            await until(quiet)
+            await eventually(quiet)
             ready = (await client.get("/health/ready")).json()["projection"]
             assert ready == {"status": "ok", "behind": 0, "lag_seconds": 0.0, "poisoned": 0}
 
@@ -66,7 +67,7 @@ async def test_metrics_tell_states_and_nobody(model: Model, folder: Path) -> Non
             async def closed() -> bool:
                 return (await scraped(client))["strata_open_streams"] == 0
 
-            await until(closed, 40)
+            await eventually(closed)
             assert "kumquat" not in (await client.get("/metrics")).text
 
 
@@ -86,7 +87,7 @@ async def test_workers_tell_of_one_another(model: Model, folder: Path, shared: G
             async def all_open() -> bool:
                 return (await scraped(client))["strata_open_streams"] == 4
 
-            await until(all_open)
+            await eventually(all_open)
             await asyncio.gather(*asked)
         folders = set(re.findall(r"strata-metrics-\w+", environment_of(service)))
         assert len(folders) == 1
@@ -112,10 +113,10 @@ async def test_a_poisoned_message_is_visible_everywhere_and_after_a_restart(
     }
     with serving(folder, fake=model, **groups) as service:
         async with service.client() as client:
-            await until(lambda: loaded(client), 20)
+            await eventually(lambda: loaded(client))
             await record(client, "poisoned", "my cursedword gnome is green")
             await record(client, "other", "my penguin is blue")
-            await until(lambda: found(client, "penguin"), 20)
+            await eventually(lambda: found(client, "penguin"))
 
             async def poisoned() -> bool:
                 # Each message wakes its session, so that it need not wait for its back-off.
@@ -123,8 +124,8 @@ async def test_a_poisoned_message_is_visible_everywhere_and_after_a_restart(
                 ready = (await client.get("/health/ready")).json()
                 return ready["projection"]["poisoned"] == 1
 
-            await until(poisoned, 60)
-            await until(lambda: found(client, "gnome", dense=False))
+            await eventually(poisoned)
+            await eventually(lambda: found(client, "gnome", dense=False))
             assert (await scraped(client))["strata_projection_poisoned_messages"] == 1
             (line,) = service.events("projection.poisoned")
             assert line["reason"] == "embedding"

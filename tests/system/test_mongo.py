@@ -24,6 +24,7 @@ from servers.mongo import Mongo
 from servers.proxy import Proxy
 from servers.repeating import Repeating
 from unit.builders import NOON, SESSION, USER, counter, dialogue, turn
+from waiting import wait_for
 
 from memory import MemoryConfig, Strata, TurnRequest
 from memory.embeddings.dense import DenseModel
@@ -33,7 +34,6 @@ from memory.sessions.lifetime import new_session
 from memory.stores.mongo.collections import INDEXES
 from memory.stores.mongo.store import MongoStore
 from memory.strata import put_together
-from system.process import wait_for
 
 KEY = session_key(USER.key, SESSION)
 DEADLINE_SECONDS = 0.5

@@ -26,7 +26,7 @@ SESSION = """
 import asyncio, json, sys, time
 from pathlib import Path
 from system.process import serving
-from system.streams import ask, until
+from system.streams import ask
 
 async def main(folder):
     with serving(folder, projector={"interval": "50ms"}) as service:
@@ -34,12 +34,12 @@ async def main(folder):
             async def ready():
                 found = (await client.get("/health/ready")).json()
                 return found if found["embedding"]["status"] == "ok" else None
-            ready_ = await until(ready, 30)
+            ready_ = await eventually(ready)
             told = await ask(client, "one", "My brother Leopold repairs church organs in Graz.")
             async def recalled():
                 found = await client.get("/v1/memories", params={"q": "musical instruments"})
                 return [m for m in found.json()["memories"] if m["dense_rank"]]
-            await until(recalled, 20)
+            await eventually(recalled)
             asked = await ask(client, "two", "Who mends musical instruments in the church?")
             page = await client.get("/schema/openapi.json")
         print(json.dumps({

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from system.process import ROOT, Service, environment, serving, wait_for
+from waiting import wait_for
+
+from system.process import ROOT, Service, environment, serving
 from system.streams import parse_all, text_of
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -81,7 +83,6 @@ def _check_the_curl_session(service: Service) -> None:
     with service.sync_client() as client:
         wait_for(
             lambda: client.get("/health/ready").json()["embedding"]["status"] == "ok",
-            within_seconds=30,
             what="embedding model loaded",
         )
     for commands, shown in _blocks("curl"):

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from servers.proxy import Proxy
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
@@ -26,7 +27,6 @@ from system.streams import (
     parse_all,
     read_events,
     text_of,
-    until,
 )  # fmt: skip
 
 Groups = dict[str, dict[str, Any]]
@@ -225,7 +225,7 @@ async def test_an_older_attempt_is_told_that_it_was_begun_again(
     turn_id = old[0].data["turn_id"]
     model.mode("slow", delay=0.05, text="a new answer " * 5)
     again = asyncio.create_task(asked(client, session, QUESTION, key="k", stream=True))
-    await until(lambda: len(model.requests()) == 2)
+    await eventually(lambda: len(model.requests()) == 2)
     for _ in range(2):  # while it runs, and when it has ended
         for event in old:
             (told,) = await events_of(client, turn_id, event.id)
@@ -249,7 +249,9 @@ async def test_a_reader_elsewhere_is_told_when_the_turn_is_begun_again(
         model.mode("hang_after", chunks=3, text="one two three four")
         async with one.client() as client, two.client() as other:
             asking_first = asyncio.create_task(asked(client, "s", QUESTION, key="k", stream=True))
-            await until(lambda: model.requests() and model.requests()[0]["sent"] == "one two three")
+            await eventually(
+                lambda: model.requests() and model.requests()[0]["sent"] == "one two three"
+            )
             turn_id = (await history(other, "s"))[0]["turn_id"]
             along = asyncio.create_task(events_of(other, turn_id))
             one.kill()
@@ -261,7 +263,7 @@ async def test_a_reader_elsewhere_is_told_when_the_turn_is_begun_again(
                 response = await asked(other, "s", QUESTION, key="k")
                 return response if response.status_code == 200 else None
 
-            done = await until(again, 20)
+            done = await eventually(again)
             assert done.json()["attempt"] == 2
             events = await along
             assert events[-1].data["code"] in ("interrupted", "restarted")
@@ -307,7 +309,7 @@ async def test_a_worker_that_stops_lets_go_of_those_who_read_along(
         model.mode("slow", delay=0.08, text=text)
         async with one.client() as client, two.client() as other:
             asking_first = asyncio.create_task(ask(client, "s", QUESTION))
-            await until(model.requests)
+            await eventually(model.requests)
             turn_id = (await history(client, "s"))[0]["turn_id"]
             found: list[Event] = []
             async with other.stream("GET", f"/v1/turns/{turn_id}/events") as response:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
@@ -25,7 +26,6 @@ from system.streams import (
     read_events,
     said,
     text_of,
-    until,
 )  # fmt: skip
 
 Groups = dict[str, dict[str, Any]]
@@ -47,7 +47,7 @@ async def until_answered(client: httpx.AsyncClient, step: str) -> httpx.Response
         assert_running(response)
         return None
 
-    found: httpx.Response = await until(once, 20)
+    found: httpx.Response = await eventually(once)
     return found
 
 
@@ -162,7 +162,7 @@ async def test_a_cancelled_answer_is_replayed_as_far_as_it_came(
     async def streaming() -> Any:
         return [r for r in model.requests() if r["sent"] == "one two three"]
 
-    await until(streaming)
+    await eventually(streaming)
     turn_id = (await history(client, session))[0]["turn_id"]
     assert (await client.post(f"/v1/turns/{turn_id}/cancel")).status_code == 202
     assert (await first).json()["status"] == "partial"
@@ -237,11 +237,11 @@ async def test_after_a_retry_the_new_answer_is_recalled_and_the_old_one_is_not(
 
     model.mode("reset", chunks=2, text="Zanzibar perhaps, or not")
     await asked(client, session, QUESTION, key="x")
-    await until(lambda: recalled("Zanzibar"))
+    await eventually(lambda: recalled("Zanzibar"))
     model.forget()
     model.mode(text="It is Valparaiso.")
     await asked(client, session, QUESTION, key="x")
-    await until(lambda: recalled("Valparaiso"))
+    await eventually(lambda: recalled("Valparaiso"))
     assert await recalled("Zanzibar") == []
 
 
@@ -257,7 +257,7 @@ async def kill_at(step: str, service: Service, model: Model) -> None:
         if step == "before accept":
             model.mode("hang")
             busy = asyncio.create_task(broken(client, step, "keep it busy"))
-            await until(model.requests)
+            await eventually(model.requests)
         elif step == "before the first token":
             model.mode("hang")
         elif step == "mid-stream":
@@ -268,7 +268,7 @@ async def kill_at(step: str, service: Service, model: Model) -> None:
             requests = model.requests()
             return requests and (step != "mid-stream" or requests[-1]["sent"] == "one two three")
 
-        await until(reached)
+        await eventually(reached)
         if busy is not None:  # the question waits for its session; nothing shows that it does
             await client.get("/health/live")
             assert len(model.requests()) == 1

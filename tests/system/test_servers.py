@@ -12,10 +12,11 @@ import httpx
 import pytest
 from servers.mongo import Mongo
 from servers.proxy import Mode, Proxy
+from waiting import eventually
 
 from memory.recall.search import BREAK_AFTER
 from system.process import Model, Qdrant, serving
-from system.streams import Event, answer, ask, asking, history, text_of, until
+from system.streams import Event, answer, ask, asking, history, text_of
 
 Groups = dict[str, dict[str, Any]]
 FACT = "My sister Valentina restores grand pianos in Trieste."
@@ -71,7 +72,7 @@ async def test_an_index_server_that_is_away_costs_recall_only_and_catches_up(
     with serving(folder, fake=model, **shared) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
-            await until(lambda: recalled(client, "Valentina"))
+            await eventually(lambda: recalled(client, "Valentina"))
             normal = median([(await first_token_seconds(client, f"n{n}"))[0] for n in range(5)])
 
             to_qdrant.mode(mode, **options)
@@ -91,7 +92,7 @@ async def test_an_index_server_that_is_away_costs_recall_only_and_catches_up(
             await answer(client, "said", "My canary is called Xylophon.")
 
             to_qdrant.mode("pass")
-            await until(lambda: recalled(client, "Xylophon"), 30)
+            await eventually(lambda: recalled(client, "Xylophon"))
             _, events = await first_token_seconds(client, "again")
             assert events[1].data["degraded"] in ([], ["embedding"])
 
@@ -118,7 +119,7 @@ async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
     with serving(folder, fake=model, **shared) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
-            await until(lambda: recalled(client, "Valentina"))
+            await eventually(lambda: recalled(client, "Valentina"))
             assert await breaker(client) == ("closed", False)
             to_qdrant.mode(mode, **options)
             for _ in range(BREAK_AFTER):
@@ -130,7 +131,7 @@ async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
             assert state != "closed"
             assert counted
             to_qdrant.mode("pass")
-            await until(lambda: recalled(client, "Valentina"), 30)
+            await eventually(lambda: recalled(client, "Valentina"))
             assert await breaker(client) == ("closed", False)
 
 
@@ -162,7 +163,7 @@ async def test_a_store_server_that_is_away_is_503_and_no_model_is_called(
             assert ready.json()["store"]["status"] == "down"
 
             to_mongo.mode("pass")
-            await until(lambda: ready_again(client), 20)
+            await eventually(lambda: ready_again(client))
             assert (await answer(client, "s", "are you back?"))["status"] == "done"
             said = [m["content"] for m in await history(client, "s") if m["role"] == "user"]
             assert said[0] == "everything is fine"
@@ -198,7 +199,7 @@ async def test_a_store_server_that_goes_away_during_a_stream_is_not_persisted(
 
             model.forget()
             to_mongo.mode("pass")
-            await until(lambda: ready_again(client), 20)
+            await eventually(lambda: ready_again(client))
             assert (await answer(client, "s", "are you back?"))["status"] == "done"
             messages = await history(client, "s")
             assert [m["content"] for m in messages if m["role"] == "user"] == [

@@ -9,13 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from unit.builders import SESSION, USER, counter
+from waiting import eventually
 
 from memory import MemoryConfig, Strata, TurnRequest
 from memory.embeddings.dense import DenseModel
 from memory.models import now, session_key
 from memory.stores.mongo.store import MongoStore
 from memory.strata import make_index, put_together
-from system.streams import until
 
 KEY = session_key(USER.key, SESSION)
 
@@ -65,7 +65,7 @@ async def test_a_session_that_another_worker_projects_is_left_to_it(
         assert not await strata.projector.run_once()
         assert await strata.store.work.pending() == [KEY]
         # Its worker has died: the claim ends, and the work is found again.
-        await until(strata.projector.run_once)
+        await eventually(strata.projector.run_once)
         await strata.projector.settled()
         assert await strata.store.work.pending() == []
 
@@ -84,7 +84,7 @@ async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
         async def hidden() -> bool:
             return (await strata.history.sessions(USER, limit=9, before=None))[0] == []
 
-        await until(hidden)
+        await eventually(hidden)
         assert not erasing.done()
         await erasing
         assert now() >= ends

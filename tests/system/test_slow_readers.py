@@ -14,10 +14,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import answer, history, until
+from system.streams import answer, history
 
 USERS = 10
 WORD = "word "
@@ -106,11 +107,11 @@ async def test_clients_that_do_not_read_hold_up_nobody(
         model.mode("held", delay=clients / PIECES_A_SECOND, text=text)
         for n in range(clients):
             stack.enter_context(unread(service, user=f"user{n % USERS}", session=f"s{n}"))
-        await until(lambda: turns(service, "running") == clients, within_seconds=60)
+        await eventually(lambda: turns(service, "running") == clients)
         for user in users:
             await refused(user, 429, "too_many_streams")
         with unread(service, user="filler", session="s"):
-            await until(lambda: turns(service, "running") == clients + 1, within_seconds=60)
+            await eventually(lambda: turns(service, "running") == clients + 1)
             await refused(other, 503, "overloaded")
             model.mode("ok", text=WORD * 50)  # lets them go, too
 
@@ -121,7 +122,7 @@ async def test_clients_that_do_not_read_hold_up_nobody(
             most = max(most, process.memory_info().rss)
             return turns(service, "done") == done + clients + 1
 
-        await until(all_produced, within_seconds=900)
+        await eventually(all_produced, within_seconds=900)
         during = await p99(other)
         most = max(most, process.memory_info().rss)
         print(
@@ -149,7 +150,7 @@ async def test_an_answer_counts_while_somebody_reads_it_however_slowly(
         async with service.client("anna") as anna:
             model.mode("ok", text=text)
             with unread(service, user="anna", session="s") as client:
-                await until(lambda: turns(service, "done") == 1)
+                await eventually(lambda: turns(service, "done") == 1)
                 for _ in range(3):
                     await refused(anna, 429, "too_many_streams")
                 *_, stored = await history(anna, "s")
@@ -168,4 +169,4 @@ async def test_an_answer_counts_while_somebody_reads_it_however_slowly(
                 found = await anna.post("/v1/sessions/t/turns", json={"message": "now?"})
                 return found.status_code == 200
 
-            await until(room)
+            await eventually(room)

@@ -14,10 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 from servers.mongo import Mongo
+from waiting import eventually, wait_for
 
 from system.conftest import BY_WORDS
-from system.process import Model, Service, serving, wait_for
-from system.streams import Event, ask, asking, history, text_of, until
+from system.process import Model, Service, serving
+from system.streams import Event, ask, asking, history, text_of
 
 STREAMS = 50
 GRACE_SECONDS = 3.0
@@ -49,12 +50,12 @@ async def stopped_under_load(service: Service, model: Model, running: Callable[[
         await ask(client, "warm", "up")
         model.mode("slow", delay=0.25, text=QUICK)
         quick = [asyncio.create_task(ask(client, f"quick{n}", "how are you?")) for n in range(half)]
-        await until(lambda: len(model.requests()) == 1 + half)
+        await eventually(lambda: len(model.requests()) == 1 + half)
         model.mode("slow", delay=0.2, text="word " * 100)
         slow = [
             asyncio.create_task(ask(client, f"slow{n}", "tell me everything")) for n in range(half)
         ]
-        await until(lambda: len(model.requests()) == 1 + STREAMS)
+        await eventually(lambda: len(model.requests()) == 1 + STREAMS)
         assert running() >= half
         began = time.monotonic()
         service.child.signal(signal.SIGTERM)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from waiting import eventually
+
 from system.conftest import BY_WORDS
 from system.process import Model, environment, serving, strata
-from system.streams import answer, ask, asking, history, text_of, until
+from system.streams import answer, ask, asking, history, text_of
 
 
 async def test_a_full_disk_during_a_turn_is_told_and_never_done(model: Model, folder: Path) -> None:
@@ -76,7 +78,7 @@ async def test_a_full_disk_during_a_turn_is_told_and_never_done(model: Model, fo
                 found = await client.get("/v1/memories", params={"q": "are you back?"})
                 return 5 in [m["seq"] for m in found.json()["memories"]]
 
-            await until(caught_up, 20)  # R11: after recovery every message is indexed
+            await eventually(caught_up)  # R11: after recovery every message is indexed
 
 
 async def test_the_turn_that_was_not_persisted_is_interrupted_after_a_restart(

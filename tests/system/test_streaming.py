@@ -9,10 +9,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import httpx
+from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import answer, ask, asking, history, named, text_of, until
+from system.streams import answer, ask, asking, history, named, text_of
 
 EXACT = {"first_token_timeout": "5s", "gap_timeout": "5s"}
 
@@ -129,7 +130,7 @@ async def test_two_turns_of_one_session_go_one_after_the_other(
     """R3, small: the later prompt holds the earlier turn, whole."""
     model.mode("slow", delay=0.05, text="first answer of the model")
     first = asyncio.create_task(ask(client, session, "first question"))
-    await until(model.requests)
+    await eventually(model.requests)
     second = asyncio.create_task(ask(client, session, "second question"))
     events, later = await first, await second
     assert next(named(later, "accepted")).at >= events[-1].at - 0.02

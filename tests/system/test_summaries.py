@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from waiting import eventually
 
 from memory.models import User, now, session_key
 from memory.stores.mongo.store import MongoStore
@@ -17,7 +18,7 @@ from memory.summary.rolling import BREAK_AFTER
 from service.auth.keys import TENANT
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import history, until
+from system.streams import history
 
 Groups = dict[str, dict[str, Any]]
 
@@ -130,8 +131,8 @@ async def test_each_message_stands_once_under_two_workers_that_are_killed_while_
                 ready = (await client.get("/health/ready")).json()
                 return seen.covered > 0 and ready["projection"]["behind"] == 0
 
-            await until(folded, 20)
-            await until(lambda: filed(shared["store"]["url"], seen, client), 20)
+            await eventually(folded)
+            await eventually(lambda: filed(shared["store"]["url"], seen, client))
     assert in_time >= 2, "killed while they folded"
     assert seen.checks > 2 * ROUNDS
     assert seen.version > 1
@@ -182,7 +183,7 @@ async def test_a_summary_model_that_hangs_or_fails_is_given_up_in_time_and_then_
                     found = (await client.get(f"/v1/sessions/{SESSION}")).json()["summary"]
                     return bool(found["version"] >= version)
 
-                await until(rolled, 20)
+                await eventually(rolled)
                 response = await client.post(
                     f"/v1/sessions/{SESSION}/context", json={"query": "?", "recall": "none"}
                 )

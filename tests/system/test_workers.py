@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
+from waiting import eventually, wait_for
 
-from system.process import Model, Service, serving, strata, wait_for
-from system.streams import answer, ask, asking, history, text_of, until
+from system.process import Model, Service, serving, strata
+from system.streams import answer, ask, asking, history, text_of
 
 Groups = dict[str, dict[str, Any]]
 
@@ -57,7 +58,7 @@ async def test_a_conversation_hops_between_processes_on_every_turn(
                 assert any(f"statement {earlier}." in text for text in said), (n, earlier)
         # Whoever projects it, everybody finds it.
         for client in clients:
-            await until(lambda client=client: found(client, "statement 3", "statement 3."))
+            await eventually(lambda client=client: found(client, "statement 3", "statement 3."))
 
 
 async def test_a_worker_is_replaced_in_mid_conversation(
@@ -135,8 +136,8 @@ async def test_a_dead_workers_turn_and_projections_are_taken_over(
                 "done", "done", "done", "interrupted", "done", "done"
             ]  # fmt: skip
             assert [m["seq"] for m in messages] == [1, 2, 3, 4, 5, 6]
-            await until(lambda: found(client, "dog", "Biscuit"))
-            await until(lambda: found(client, "alphabet", "alphabet"))
+            await eventually(lambda: found(client, "dog", "Biscuit"))
+            await eventually(lambda: found(client, "alphabet", "alphabet"))
 
 
 async def test_a_dead_workers_turn_ends_though_nobody_goes_on_with_its_session(
@@ -157,7 +158,7 @@ async def test_a_dead_workers_turn_ends_though_nobody_goes_on_with_its_session(
             one.kill()
         model.forget()
         async with two.client() as client:
-            await until(lambda: found(client, "canary", "Xylophon"))
+            await eventually(lambda: found(client, "canary", "Xylophon"))
             turn = (await client.get(f"/v1/turns/{asked.data['turn_id']}")).json()
             assert turn["status"] == turn["assistant"]["status"] == "interrupted"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from servers.proxy import Mode, Proxy
 from system.process import Model
-from system.streams import until
+from waiting import eventually
 
 from torture.clients import Clients
 from torture.cluster import Cluster
@@ -37,16 +37,16 @@ async def index_away(
     async with clients(cluster, model, rng, **more) as people:
         model.mode("slow", delay=TOKEN_SECONDS)
         async with people.talking():
-            await until(lambda: answered(people) > 2 * len(people.places), 60)
+            await eventually(lambda: answered(people) > 2 * len(people.places))
             said_before = len(people.said)
             for mode, options in FAULTS:
                 proxy.mode(mode, **options)
                 ends = time.monotonic() + seconds / len(FAULTS)
-                await until(lambda ends=ends: time.monotonic() > ends, seconds + 10)
+                await eventually(lambda ends=ends: time.monotonic() > ends, seconds + 10)
             proxy.mode("pass")
             during = people.said[said_before : len(people.said) - len(people.places)]
             after = answered(people)
-            await until(lambda: answered(people) > after + len(people.places), 60)
+            await eventually(lambda: answered(people) > after + len(people.places))
         model.mode()
         verdict = await people.verdict()
         degraded = sum(DEGRADED in one.attempts[-1].degraded for one in during)
@@ -90,5 +90,5 @@ async def _found(people: Clients, one: Said) -> list[str]:
         told = found.json()
         return None if DEGRADED in told["degraded"] else told
 
-    told = await until(searched, BREAKER_SECONDS)
+    told = await eventually(searched, BREAKER_SECONDS)
     return [item["content"] for item in told["memories"]]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from system.process import Model
-from system.streams import until
+from waiting import eventually
 
 from torture.clients import Clients
 from torture.cluster import Cluster
@@ -124,7 +124,7 @@ async def _under_faults(
         async with people.talking():
             for _ in range(faults):
                 enough = answered(people) + answers_between
-                await until(lambda enough=enough: answered(people) >= enough, AFTER_A_FAULT)
+                await eventually(lambda enough=enough: answered(people) >= enough, AFTER_A_FAULT)
                 await asyncio.sleep(rng.uniform(0, 0.4))
                 met += phases(people.said, now=time.monotonic())
                 await inflict()
@@ -163,7 +163,9 @@ async def awakened(
                 asyncio.create_task(people.say(place, "t0", number, address=to_the_victim))
                 for place in people.places
             ]
-            await until(lambda said=said: any(one.attempts[-1].text for one in people.said[said:]))
+            await eventually(
+                lambda said=said: any(one.attempts[-1].text for one in people.said[said:])
+            )
             await asyncio.sleep(rng.uniform(0, 0.3))
             cluster.stop(victim)
             try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from langchain_core.embeddings import Embeddings
+from waiting import eventually
 
 from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
 from memory.config import ConfigSource, EmbeddingConfig
@@ -130,19 +130,6 @@ def dialogue(
         turn(question, answer, seq=start + 2 * n, at=at + timedelta(minutes=n), **more)
         for n, (question, answer) in enumerate(pairs)
     ]
-
-
-async def eventually(
-    check: Callable[[], Awaitable[bool] | bool], *, within_seconds: float = 10.0
-) -> None:
-    """Poll until `check` holds; fail when the deadline has passed."""
-    deadline = time.monotonic() + within_seconds
-    while True:
-        outcome = check()
-        if outcome if isinstance(outcome, bool) else await outcome:
-            return
-        assert time.monotonic() < deadline, "did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 async def expired(moment: datetime) -> None:

@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from waiting import eventually
 
 from memory import Incoming, Strata, TurnRequest, User
 from memory.errors import IndexUnavailable, NotFound
@@ -13,18 +14,7 @@ from memory.locks import SessionLocks
 from memory.models import Recollection, Session, now, session_key
 from memory.recall.search import Recall
 from memory.retention.erasing import Eraser
-from unit.builders import (
-    NOON,
-    SESSION,
-    USER,
-    IndexAround,
-    dialogue,
-    eventually,
-    expired,
-    opened,
-    say,
-    turn,
-)
+from unit.builders import NOON, SESSION, USER, IndexAround, dialogue, expired, opened, say, turn
 
 OTHER = User("acme", "oskar")
 FOREIGN = User("globex", USER.name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from waiting import eventually
 
 from memory import Incoming, Strata, TurnRequest, User
 from memory.config import BudgetConfig
@@ -32,7 +33,6 @@ from unit.builders import (
     StoreAround,
     another_memory,
     counter,
-    eventually,
     late_write_is_lost,
     opened,
     say,

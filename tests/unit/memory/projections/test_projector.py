@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from waiting import eventually
 
 import memory
 from memory import Incoming, Strata, TurnRequest
@@ -34,7 +35,6 @@ from unit.builders import (
     assembled,
     config,
     embedded_bytes,
-    eventually,
     opened,
     say,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from waiting import eventually
 
 from memory import Incoming, Strata, TurnRequest, open_memory
 from memory.embeddings.sparse import embed_query
@@ -21,7 +22,6 @@ from unit.builders import (
     StoreAround,
     config,
     embedded_bytes,
-    eventually,
     expired,
     opened,
     say,
@@ -211,7 +211,7 @@ async def test_more_sessions_than_a_page_are_swept_whole(tmp_path: Path) -> None
             await strata.sweeper.sweep()
             return not await strata.store.sessions.page(USER.key, before=None, limit=999)
 
-        await eventually(all_gone, within_seconds=5)
+        await eventually(all_gone)
     assert b"canary" not in await checkpointed(tmp_path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from waiting import eventually
 
 from memory import Strata, TurnRequest
 from memory.breaker import Breaker
@@ -19,7 +20,7 @@ from memory.stores.base import PAGE, Store
 from memory.summary.rolling import RollingSummary
 from memory.summary.summarizer import Suspending
 from memory.window import shown, turn_tokens
-from unit.builders import SESSION, USER, StoreAround, counter, eventually, opened, say, turn
+from unit.builders import SESSION, USER, StoreAround, counter, opened, say, turn
 from unit.texts import odd_text
 
 KEY = session_key(USER.key, SESSION)

@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 from memory.config import SessionConfig
 from memory.errors import StoreUnavailable, TurnLost
 from service.streaming.answer_buffer import AnswerBuffer
 from service.streaming.checkpoints import LEASE_PARTS, Checkpoints
-from unit.builders import eventually
 
 
 class Store:
