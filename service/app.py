@@ -12,6 +12,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 import memory
+from memory.config import ConfigSource
 from service.auth.authenticators import make_auth
 from service.config.settings import Settings
 from service.http.problems import respond
@@ -44,7 +45,7 @@ def create_app(settings: Settings, services: Services | None = None) -> ASGIApp:
             app.state.services = opened
             yield
 
-    auth = make_auth(settings)
+    auth = make_auth(ConfigSource(settings))
     app = Litestar(
         route_handlers=[Turns, Sessions, Memories, Health, Scrape],
         lifespan=[lifespan],

@@ -22,8 +22,8 @@ from service.auth.keys import (
     DEFAULT_USER,
     TENANT,
     AuthKey,
+    Keyring,
     digest_of,
-    find_key,
     new_key,
     owner,
     to_paste,
@@ -228,7 +228,7 @@ def import_(
     async def work() -> None:
         console = Console(stderr=True)
         whose = owner(settings.auth, user=user, tenant=tenant, key=key)
-        named = user or (key and find_key(key, settings.auth.keys))
+        named = user or (key and Keyring(settings.auth.keys).find(key))
         async with connect(settings, url=url, user=user, tenant=tenant, key=key) as client:
             found = read(file, format_=format_.value, user=whose.name if named else None)
             done = await import_batches(found, client, console, max_bytes=settings.limits.message)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from memory import User
 from memory.errors import ConfigError, InvalidInput
-from service.auth.keys import AuthConfig, AuthKey, digest_of, find_key, new_key, owner, to_paste
+from service.auth.keys import AuthConfig, AuthKey, Keyring, digest_of, new_key, owner, to_paste
 from service.cli.main import app
 from service.config.settings import Settings, load_settings, without_password
 
@@ -130,12 +130,13 @@ def test_no_digest_stands_in_a_repr(load: Callable[..., Settings]) -> None:
 def test_keys_are_found_by_their_digest_whatever_their_place() -> None:
     keys = [new_key() for _ in range(5)]
     known = [AuthKey.model_validate(entry(key, id=f"k{n}")) for n, key in enumerate(keys)]
+    keyring = Keyring(known)
     for n, key in enumerate(keys):
-        found = find_key(key, known)
+        found = keyring.find(key)
         assert found is not None
         assert found.id == f"k{n}"
     for wrong in ("", "x", keys[0][:-1], keys[0] + "x", keys[0].swapcase(), digest_of(keys[0])):
-        assert find_key(wrong, known) is None
+        assert keyring.find(wrong) is None
 
 
 def test_a_key_ends_at_its_moment() -> None:
