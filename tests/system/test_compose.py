@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import memory
 from service.cli.main import app
-from service.config.settings import load_settings
+from service.config.loading import load_settings
 from system.conftest import BY_WORDS
 from system.process import ROOT, Service, environment, serving
 

@@ -20,7 +20,8 @@ from memory import User
 from memory.errors import ConfigError, InvalidInput
 from service.auth.keys import AuthConfig, AuthKey, Keyring, digest_of, new_key, owner, to_paste
 from service.cli.main import app
-from service.config.settings import Settings, load_settings, without_password
+from service.config.loading import load_settings
+from service.config.settings import Settings
 
 KEY, OTHER = new_key(), new_key()
 
@@ -194,10 +195,3 @@ def test_a_token_that_cannot_be_is_refused() -> None:
         result = _token(*arguments)
         assert result.exit_code == 1
         assert said in result.stderr
-
-
-def test_passwords_in_urls_are_masked() -> None:
-    shown = without_password("mongodb://strata:s3cret@mongo:27017/strata?authSource=admin")
-    assert shown == "mongodb://strata:********@mongo:27017/strata?authSource=admin"
-    for plain in ("sqlite:///.strata/strata.db", "http://127.0.0.1:6333", "mongodb://h1:1,h2:2/x"):
-        assert without_password(plain) == plain
