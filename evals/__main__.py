@@ -53,7 +53,7 @@ def at_least_one(text: str) -> int:
 
 def load_config(path: Path | None) -> MemoryConfig:
     """The memory's part of the configuration: `path`, else what the service would read."""
-    from service.config.settings import load_settings
+    from service.config.loading import load_settings
 
     return load_settings(path).memory()
 

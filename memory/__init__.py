@@ -7,3 +7,5 @@ from memory.strata import Strata, open_memory
 from memory.turn_request import TurnRequest
 
 __all__ = ["Incoming", "MemoryConfig", "Strata", "TurnRequest", "User", "open_memory"]
+
+__version__ = "0.1.0"

@@ -1,57 +1,51 @@
-"""What an operator tunes in the library: budgets, window, recall, expiry, where things are kept.
+"""The library's configuration: budgets, window, recall, expiry, stores and models.
 
-Durations read `150ms 2s 5m 12h 30d never` and are seconds here. The service adds its own groups
-(service/settings.py); unknown keys are refused in both.
+Durations are written `150ms 2s 5m 12h 30d never` and are seconds here. The service adds its own
+groups (service/config/settings.py); both refuse unknown keys. A field's description stands here
+only: `strata config` and docs/configuration.md show it from here.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+from memory.durations import Duration, Ttl
+
 DEFAULT_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
-
-
-def parse_duration(value: Any) -> float:
-    """Seconds of `150ms 2s 5m 12h 30d`, a bare number of seconds, or `never` (infinity)."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if math.isnan(value) or value < 0:
-            raise ValueError("a duration is not negative")
-        return float(value)
-    text = str(value).strip().lower()
-    if text == "never":
-        return math.inf
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?", text)
-    if not match:
-        raise ValueError("write a duration as 150ms, 2s, 5m, 12h, 30d or never")
-    return float(match[1]) * _UNITS[match[2] or "s"]
-
-
-def _memory_ttl(value: Any) -> Any:
-    return value if value == "session" else parse_duration(value)
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration)]
 Tokens = Annotated[int, Field(ge=0)]
 
 
 class Group(BaseModel):
+    """A table of the configuration. Its values never change; unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BudgetConfig(Group):
-    """Tokens per layer; `context_tokens` caps everything that is sent."""
+    """Tokens of a prompt, in all and for each layer. What one layer leaves unused another does
+    not get. window + summary + recall + facts must fit context_tokens."""
 
-    context_tokens: Annotated[int, Field(ge=1)] = 8000
-    answer_tokens: Tokens = 0
-    window_tokens: Tokens = 4000
-    summary_tokens: Tokens = 800
-    recall_tokens: Tokens = 1200
-    facts_tokens: Tokens = 400
+    context_tokens: int = Field(
+        default=8000, ge=1, description="Most tokens of everything that is sent to the model."
+    )
+    answer_tokens: Tokens = Field(
+        default=0, description="Most tokens of an answer, asked of the model. 0: no limit is sent."
+    )
+    window_tokens: Tokens = Field(
+        default=4000, description="Most tokens of the newest messages, which are sent verbatim."
+    )
+    summary_tokens: Tokens = Field(
+        default=800, description="Most tokens of the summary of what is older than the window."
+    )
+    recall_tokens: Tokens = Field(
+        default=1200, description="Most tokens of older messages that recall finds for a question."
+    )
+    facts_tokens: Tokens = Field(
+        default=400, description="Most tokens of facts about the user, a layer not built yet."
+    )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> BudgetConfig:
@@ -65,51 +59,132 @@ class BudgetConfig(Group):
 
 
 class WindowConfig(Group):
-    compact_to: Annotated[float, Field(gt=0, le=0.85)] = 0.4
+    """How the window gives its oldest messages to the summary."""
+
+    compact_to: float = Field(
+        default=0.4,
+        gt=0,
+        le=0.85,
+        description="Share of budget.window_tokens that a compaction leaves in the window. A low "
+        "share compacts seldom, so that the start of the prompt stays the same for many turns.",
+    )
 
 
 class RecallConfig(Group):
-    """Weights are z-score units; RECALL.md of the design gives the measurements behind them."""
+    """How older messages are searched and ranked. A candidate's score is a sum in z-score units:
+    1 is one standard deviation of a ranking's scores among the candidates of the question."""
 
-    deadline: Duration = 0.15
-    candidates: Annotated[int, Field(ge=1, le=1000)] = 150
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    sparse_weight: float = 1.5
-    dense_weight: float = 2.2
-    speaker_weight: float = 3.0
-    role_weight: float = 3.0
-    length_weight: float = 0.25
-    date_weight: float = 2.0
-    repeat_weight: float = 2.0
-    session_weight: float = 0.3
+    deadline: Duration = Field(
+        default=0.15,
+        description="Longest time a turn waits for recall; then it goes on without.",
+    )
+    candidates: int = Field(
+        default=150,
+        ge=1,
+        le=1000,
+        description="Hits taken from each of the two rankings, by words and by meaning.",
+    )
+    floor: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Least cosine similarity of a candidate that shares no word with the "
+        "question. 0: off.",
+    )
+    sparse_weight: float = Field(
+        default=1.5, description="Weight of the ranking by words (BM25), per unit of z."
+    )
+    dense_weight: float = Field(
+        default=2.2, description="Weight of the ranking by meaning (embeddings), per unit of z."
+    )
+    speaker_weight: float = Field(
+        default=3.0, description="Added to what a person said whom the question names."
+    )
+    role_weight: float = Field(
+        default=3.0,
+        description="Added to the user's own messages, unless the question is about what the "
+        "assistant said.",
+    )
+    length_weight: float = Field(
+        default=0.25,
+        description="Taken off per natural logarithm of a passage's tokens over 30, to 80 tokens.",
+    )
+    date_weight: float = Field(
+        default=2.0, description="Added to what was said on a day that the question names."
+    )
+    repeat_weight: float = Field(
+        default=2.0, description="Taken off for each better passage of the same message."
+    )
+    session_weight: float = Field(
+        default=0.3,
+        description="Times the mean of the three best scores of a candidate's session, added.",
+    )
 
 
 class TtlConfig(Group):
-    memory: Annotated[float | Literal["session"], BeforeValidator(_memory_ttl)] = 365 * 86400.0
-    session: Duration = math.inf
-    purge_grace: Duration = 86400.0
+    """How long what was said is kept."""
+
+    memory: Ttl = Field(
+        default=365 * 86400.0,
+        description="How long a message lives from its recording on. `session`: as long as its "
+        "session. `never`: until it is deleted.",
+    )
+    session: Duration = Field(
+        default=math.inf,
+        description="How long a session lives after its last activity. `never`: while one of its "
+        "messages does.",
+    )
+    purge_grace: Duration = Field(
+        default=86400.0,
+        description="How long MongoDB keeps what has expired if no sweep removes it before.",
+    )
 
 
 class StoreConfig(Group):
-    url: str = "sqlite:///.strata/strata.db"
-    timeout: Duration = 2.0
+    """The store of turns, sessions and summaries: the truth that all else is derived from."""
+
+    url: str = Field(
+        default="sqlite:///.strata/strata.db",
+        description="`sqlite:///` and a file (one process), or "
+        "mongodb://user:password@host/database. Three slashes: relative to the working "
+        "directory; four: absolute.",
+    )
+    timeout: Duration = Field(
+        default=2.0, description="Longest time of one exchange with the store."
+    )
 
     @property
     def embedded(self) -> bool:
-        """For one process only."""
+        """One process owns it."""
         return self.url.startswith("sqlite:")
 
 
 class IndexConfig(Group):
-    url: str = "edge:///.strata/index"
-    api_key: SecretStr | None = None
-    collection: Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")] = "strata"
-    payload_text: bool = False
-    timeout: Duration = 2.0
+    """The vector index of recall, derived from the store and rebuilt from it when lost."""
+
+    url: str = Field(
+        default="edge:///.strata/index",
+        description="`edge:///` and a folder (one process), http(s)://host:6333 (a Qdrant "
+        "server), or `none` (no recall).",
+    )
+    api_key: SecretStr | None = Field(default=None, description="Key of the Qdrant server.")
+    collection: str = Field(
+        default="strata",
+        pattern=r"\A[A-Za-z0-9_-]{1,100}\z",
+        description="Name of the collection on the Qdrant server.",
+    )
+    payload_text: bool = Field(
+        default=False,
+        description="Whether the Qdrant server also gets each passage's text, for LangChain "
+        "applications that search there.",
+    )
+    timeout: Duration = Field(
+        default=2.0, description="Longest time of one exchange with the Qdrant server."
+    )
 
     @property
     def embedded(self) -> bool:
-        """For one process only."""
+        """One process owns it."""
         return self.url.startswith("edge:")
 
     @model_validator(mode="after")
@@ -122,32 +197,80 @@ class IndexConfig(Group):
 
 
 class EmbeddingConfig(Group):
-    provider: Literal["fastembed", "openai", "none"] = "fastembed"
-    name: str = DEFAULT_EMBEDDING
-    path: str | None = None
-    dimensions: Annotated[int, Field(ge=1)] | None = None
-    base_url: str | None = None
-    api_key: SecretStr | None = None
-    load_timeout: Duration = 60.0
+    """The embedding model, for recall by meaning."""
+
+    provider: Literal["fastembed", "openai", "none"] = Field(
+        default="fastembed",
+        description="`fastembed` runs the model here, `openai` asks an OpenAI-compatible server, "
+        "`none` leaves recall to words.",
+    )
+    name: str = Field(
+        default=DEFAULT_EMBEDDING,
+        description="Name of the model. The default comes with Strata; FastEmbed downloads others.",
+    )
+    path: str | None = Field(
+        default=None, description="Folder with the model's files, for `fastembed`."
+    )
+    dimensions: int | None = Field(
+        default=None,
+        ge=1,
+        description="Length of the vectors asked of an `openai` server. Unset: the model's own.",
+    )
+    base_url: str | None = Field(
+        default=None, description="URL of the `openai` server, with its /v1. Unset: OpenAI's."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="Key of the `openai` server. Unset: OPENAI_API_KEY."
+    )
+    load_timeout: Duration = Field(
+        default=60.0,
+        description="Longest time to load the model, beside the first turns; until then, and "
+        "if it fails, recall is by words. 0: no limit.",
+    )
 
 
 class ProjectorConfig(Group):
-    concurrency: Annotated[int, Field(ge=1)] | None = None
-    interval: Duration = 1.0
-    sweep_interval: Duration = 60.0
+    """The work in the background that makes turns searchable and summaries current."""
+
+    concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        description="Sessions worked on at once. Unset: 1 on SQLite, 4 on MongoDB.",
+    )
+    interval: Duration = Field(
+        default=1.0, description="Longest time between two looks for turns that were not seen yet."
+    )
+    sweep_interval: Duration = Field(
+        default=60.0, description="Time between two sweeps for what has expired."
+    )
 
 
 class SessionConfig(Group):
-    wait: Duration = 30.0
-    lease: Duration = 10.0
-    detach: Duration = 30.0
-    partial_flush: Duration = 0.5
+    """How turns of one session follow each other."""
+
+    wait: Duration = Field(
+        default=30.0,
+        description="Longest time a turn waits for another one of its session to end.",
+    )
+    lease: Duration = Field(
+        default=10.0,
+        description="How long a process that died keeps a session busy. A living one renews it.",
+    )
+    detach: Duration = Field(
+        default=30.0,
+        description="How long an answer goes on after its last reader has left. 0: it stops.",
+    )
+    partial_flush: Duration = Field(
+        default=0.5, description="Time between two saves of an unfinished answer. 0: none is saved."
+    )
 
 
 class LimitsConfig(Group):
-    """What the library bounds; the service bounds more (service/settings.py)."""
+    """Bounds against overload."""
 
-    waiting_per_session: Annotated[int, Field(ge=0)] = 64
+    waiting_per_session: int = Field(
+        default=64, ge=0, description="Most turns that wait for one session; more are refused."
+    )
 
 
 class MemoryConfig(Group):
@@ -169,8 +292,8 @@ ConfigT = TypeVar("ConfigT", bound=MemoryConfig)
 
 
 class ConfigSource(Generic[ConfigT]):
-    """The configuration that counts now. Whoever works with it reads `current` once for each turn
-    (or sweep, or batch) and keeps to that value, so that a change never meets half a turn."""
+    """The configuration that counts now. A turn, sweep or batch reads `current` once, when it
+    begins, and keeps to that value, so that a change never meets half a turn."""
 
     def __init__(self, config: ConfigT) -> None:
         self.current = config

@@ -11,6 +11,8 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
+import memory
+from memory.config import ConfigSource
 from service.auth.authenticators import make_auth
 from service.config.settings import Settings
 from service.http.problems import respond
@@ -22,8 +24,6 @@ from service.routes.schema import SchemaPage
 from service.routes.sessions import Sessions
 from service.routes.turns import Turns
 from service.services import Services, open_services
-
-VERSION = "0.1.0"
 
 
 async def provide_services(request: Request[Any, Any, Any]) -> Services:
@@ -45,7 +45,7 @@ def create_app(settings: Settings, services: Services | None = None) -> ASGIApp:
             app.state.services = opened
             yield
 
-    auth = make_auth(settings)
+    auth = make_auth(ConfigSource(settings))
     app = Litestar(
         route_handlers=[Turns, Sessions, Memories, Health, Scrape],
         lifespan=[lifespan],
@@ -56,7 +56,7 @@ def create_app(settings: Settings, services: Services | None = None) -> ASGIApp:
         request_max_body_size=settings.limits.body,
         openapi_config=OpenAPIConfig(
             title="Strata",
-            version=VERSION,
+            version=memory.__version__,
             description="Layered memory for chat: window, summary and recall under one budget.",
             path="/schema",
             render_plugins=[SchemaPage(), JsonRenderPlugin()],

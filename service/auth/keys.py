@@ -1,4 +1,4 @@
-"""Keys: their part of the configuration, how one is made, and who speaks with one.
+"""Keys: their part of the configuration, how one is made, and whose memory it opens.
 
 Of a key only its SHA-256 digest is kept; the key itself is shown once, by `strata token --key`.
 """
@@ -6,14 +6,14 @@ Of a key only its SHA-256 digest is kept; the key itself is shown once, by `stra
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
 
+import tomli_w
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -62,16 +62,29 @@ def _with_zone(value: datetime | None) -> datetime | None:
 
 
 class AuthKey(Group):
-    """Who speaks with one key, what for and until when. In logs it is its `id`."""
+    """One key: the user it belongs to, what it may do, and when it ends. Logs show its `id`."""
 
-    id: Annotated[str, AfterValidator(_key_id)]
-    sha256: SecretStr
-    tenant: Annotated[str, AfterValidator(_name)]
-    user: Annotated[str, AfterValidator(_name)]
-    scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)] = ("chat",)
+    id: Annotated[str, AfterValidator(_key_id)] = Field(
+        description="The key's name in logs, unique: 1 to 64 of A-Z a-z 0-9 . _ -"
+    )
+    sha256: SecretStr = Field(
+        description="The key's SHA-256 digest, 64 hexadecimal digits, as `strata token` prints it."
+    )
+    tenant: Annotated[str, AfterValidator(_name)] = Field(
+        description="The user's tenant: 1 to 256 visible ASCII characters."
+    )
+    user: Annotated[str, AfterValidator(_name)] = Field(
+        description="The user whose memory the key opens: 1 to 256 visible ASCII characters."
+    )
+    scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)] = Field(
+        default=("chat",), description="What the key may do. Every route of a user needs `chat`."
+    )
     expires: Annotated[
         datetime | None, BeforeValidator(_text_or_time), AfterValidator(_with_zone)
-    ] = None
+    ] = Field(
+        default=None,
+        description="When the key ends, with a time zone: 2030-01-31T00:00:00Z. Unset: never.",
+    )
 
     @field_validator("sha256")
     @classmethod
@@ -86,8 +99,16 @@ class AuthKey(Group):
 
 
 class AuthConfig(Group):
-    mode: Literal["local", "keys"] = "local"
-    keys: tuple[AuthKey, ...] = ()
+    """How a request shows whose memory it is about."""
+
+    mode: Literal["local", "keys"] = Field(
+        default="local",
+        description="`local`: loopback only, the user is the header X-User-Id or `local`. "
+        "`keys`: any address, and the key of each request decides the user.",
+    )
+    keys: tuple[AuthKey, ...] = Field(
+        default=(), description="The keys of mode `keys`; `strata token --key` makes one."
+    )
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -119,21 +140,25 @@ class AuthConfig(Group):
         return self
 
 
-def find_key(key: str, known: Sequence[AuthKey]) -> AuthKey | None:
-    """The entry of this key, expired or not. The time that it takes tells nothing of any digest:
-    each one is compared, in constant time."""
-    digest = digest_of(key).encode()
-    found = None
-    for entry in known:
-        if hmac.compare_digest(digest, entry.sha256.get_secret_value().encode()):
-            found = entry
-    return found
+class Keyring:
+    """The configured keys by their digest: finding one costs the same however many there are.
+
+    The time of a lookup can depend on the digest of the key that was sent, never on that key:
+    to search for a digest byte by byte, an attacker would have to invert SHA-256 each time.
+    """
+
+    def __init__(self, keys: Iterable[AuthKey]) -> None:
+        self._by_digest = {entry.sha256.get_secret_value(): entry for entry in keys}
+
+    def find(self, key: str) -> AuthKey | None:
+        """The entry of this key, expired or not."""
+        return self._by_digest.get(digest_of(key))
 
 
 def owner(config: AuthConfig, *, user: str | None, tenant: str | None, key: str | None) -> User:
     """Whose memory a command is about. Where the configuration knows the key, the key decides,
     and a `user` or `tenant` that says otherwise is refused. Raises InvalidInput."""
-    entry = find_key(key, config.keys) if key else None
+    entry = Keyring(config.keys).find(key) if key else None
     if entry is None:
         return User(tenant or TENANT, user or DEFAULT_USER)
     if user not in (None, entry.user) or tenant not in (None, entry.tenant):
@@ -159,16 +184,16 @@ def to_paste(entry: AuthKey) -> str:
         "tenant": entry.tenant,
         "user": entry.user,
     }
-    # Written so that no shell and no reader of .env files takes a character for its own.
+    # JSON's own escapes for the characters that a shell or a reader of .env files would take as
+    # its own. shlex.quote's way to write a quote is a shell's alone.
     line = re.sub(
         r"""\\(["\\])|['$]""",
         lambda m: f"\\u{ord(m[1] or m[0]):04x}",
         json.dumps([fields], separators=(",", ":")),
     )
-    table = "\n".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
     return (
         '# for strata.toml, beside mode = "keys" in [auth]:\n'
-        f"[[auth.keys]]\n{table}\n"
+        f"{tomli_w.dumps({'auth': {'keys': [fields]}})}"
         "# or as a variable, also in .env beside docker-compose.yml (more keys: one list):\n"
         f"# STRATA_AUTH__KEYS='{line}'"
     )

@@ -16,7 +16,7 @@ import msgspec
 from memory import Incoming, User
 from memory.errors import InvalidInput, NotFound, StrataError
 from memory.models import Message
-from service.auth.keys import NAME, find_key, owner
+from service.auth.keys import NAME, Keyring, owner
 from service.config.settings import Settings
 from service.http.shapes import HistoryOut, SessionOut, SessionsOut, TurnBody, session_out
 from service.process.server import serve_file
@@ -238,7 +238,7 @@ async def connect(
     running = None if url else running_url(settings)
     target = url or running
     if target is None:
-        if key and settings.auth.mode == "keys" and not find_key(key, settings.auth.keys):
+        if key and settings.auth.mode == "keys" and not Keyring(settings.auth.keys).find(key):
             raise InvalidInput("--key", "is not one of auth.keys")
         async with open_services(settings) as services:
             yield LocalClient(services, whose)

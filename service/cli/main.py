@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import ValidationError
 from rich.console import Console
 
 from memory.errors import ConfigError, StrataError
@@ -22,18 +20,15 @@ from service.auth.keys import (
     DEFAULT_USER,
     TENANT,
     AuthKey,
+    Keyring,
     digest_of,
-    find_key,
     new_key,
     owner,
     to_paste,
 )
-from service.config.settings import (
-    Settings,
-    forget_foreign_variables,
-    load_settings,
-    without_password,
-)
+from service.config.loading import forget_foreign_variables, load_settings
+from service.config.settings import Settings
+from service.config.shown import as_toml
 from service.observability.logging import configure_logging
 
 SETTLE_SECONDS = 10.0
@@ -182,29 +177,7 @@ def check(config: ConfigOption = None, url: UrlOption = None) -> None:
 def show_config(config: ConfigOption = None) -> None:
     """Print the effective configuration as TOML, secrets masked."""
     settings = _settings(config)
-    for group in type(settings).model_fields:
-        print(f"[{group}]")
-        for key, value in getattr(settings, group):
-            print(f"{key} = {_toml(value)}" if value is not None else f"# {key} is not set")
-        print()
-
-
-def _toml(value: Any) -> str:
-    match value:
-        case SecretStr():
-            return '"********"'
-        case BaseModel():
-            pairs = [f"{k} = {_toml(v)}" for k, v in value if v is not None]
-            return "{ " + ", ".join(pairs) + " }"
-        case tuple():
-            return "[" + ", ".join(map(_toml, value)) + "]"
-        case datetime():
-            return value.isoformat()
-        case str():
-            return json.dumps(without_password(value))
-        case float() if value == float("inf"):
-            return '"never"'
-    return json.dumps(value)
+    print(as_toml(settings))
 
 
 @app.command("import")
@@ -228,7 +201,7 @@ def import_(
     async def work() -> None:
         console = Console(stderr=True)
         whose = owner(settings.auth, user=user, tenant=tenant, key=key)
-        named = user or (key and find_key(key, settings.auth.keys))
+        named = user or (key and Keyring(settings.auth.keys).find(key))
         async with connect(settings, url=url, user=user, tenant=tenant, key=key) as client:
             found = read(file, format_=format_.value, user=whose.name if named else None)
             done = await import_batches(found, client, console, max_bytes=settings.limits.message)

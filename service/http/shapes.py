@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from memory.config import BudgetConfig, parse_duration
+from memory.config import BudgetConfig
+from memory.durations import parse_duration
 from memory.errors import InvalidInput
 from memory.log.transitions import Incoming
 from memory.models import NEVER, Message, RecallScope, Session, Turn, TurnError

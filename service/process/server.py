@@ -24,7 +24,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memory.strata import file_path
 from service.app import create_app
-from service.config.settings import Settings, without_password
+from service.config.settings import Settings
+from service.config.shown import without_password
 from service.process.workers import Parent, http_url
 from service.services import Services, open_services
 

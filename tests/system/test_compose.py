@@ -21,8 +21,9 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+import memory
 from service.cli.main import app
-from service.config.settings import load_settings
+from service.config.loading import load_settings
 from system.conftest import BY_WORDS
 from system.process import ROOT, Service, environment, serving
 
@@ -135,6 +136,11 @@ def test_a_service_is_pinned_watched_and_limited(name: str) -> None:
     assert service["pids_limit"] > 0
     assert service["restart"] == "unless-stopped"
     assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_the_images_tag_is_the_packages_version() -> None:
+    (tag,) = {SERVICES["strata"]["image"], *re.findall(r"strata-chat-memory:[\d.]+\d", EXAMPLE)}
+    assert tag == f"strata-chat-memory:{memory.__version__}"
 
 
 def test_only_the_service_has_a_port_and_that_on_loopback() -> None:

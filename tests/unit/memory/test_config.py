@@ -6,26 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from memory.config import BudgetConfig, MemoryConfig, TtlConfig, parse_duration
-
-
-@pytest.mark.parametrize(
-    ("written", "seconds"),
-    [
-        ("150ms", 0.15), ("2s", 2.0), ("5m", 300.0), ("12h", 43200.0), ("30d", 2592000.0),
-        ("never", math.inf), ("1.5h", 5400.0), ("7", 7.0), (7, 7.0), (0.25, 0.25), (" 2S ", 2.0),
-    ],
-)  # fmt: skip
-def test_durations_are_seconds(written: Any, seconds: float) -> None:
-    assert parse_duration(written) == pytest.approx(seconds)
-
-
-@pytest.mark.parametrize(
-    "written", ["", "soon", "-1s", "5 m", "1e3", -1, math.nan, True, None, "2w"]
-)
-def test_anything_else_is_no_duration(written: Any) -> None:
-    with pytest.raises(ValueError, match="duration"):
-        parse_duration(written)
+from memory.config import BudgetConfig, MemoryConfig, TtlConfig
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:
@@ -81,6 +62,15 @@ def test_memory_lives_for_a_duration_for_ever_or_as_long_as_its_session(
     written: str, ttl: Any
 ) -> None:
     assert TtlConfig.model_validate({"memory": written}).memory == ttl
+
+
+def test_every_field_is_described_in_a_sentence() -> None:
+    for group in MemoryConfig.model_fields.values():
+        assert group.annotation is not None
+        for name, field in group.annotation.model_fields.items():  # type: ignore[attr-defined]
+            assert field.description, name
+            assert field.description[0] in "`hm" or field.description[0].isupper(), name
+            assert field.description.endswith("."), name
 
 
 def test_a_configuration_cannot_be_changed() -> None:

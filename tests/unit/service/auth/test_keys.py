@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from memory import User
 from memory.errors import ConfigError, InvalidInput
-from service.auth.keys import AuthConfig, AuthKey, digest_of, find_key, new_key, owner, to_paste
+from service.auth.keys import AuthConfig, AuthKey, Keyring, digest_of, new_key, owner, to_paste
 from service.cli.main import app
-from service.config.settings import Settings, load_settings, without_password
+from service.config.loading import load_settings
+from service.config.settings import Settings
 
 KEY, OTHER = new_key(), new_key()
 
@@ -130,12 +131,13 @@ def test_no_digest_stands_in_a_repr(load: Callable[..., Settings]) -> None:
 def test_keys_are_found_by_their_digest_whatever_their_place() -> None:
     keys = [new_key() for _ in range(5)]
     known = [AuthKey.model_validate(entry(key, id=f"k{n}")) for n, key in enumerate(keys)]
+    keyring = Keyring(known)
     for n, key in enumerate(keys):
-        found = find_key(key, known)
+        found = keyring.find(key)
         assert found is not None
         assert found.id == f"k{n}"
     for wrong in ("", "x", keys[0][:-1], keys[0] + "x", keys[0].swapcase(), digest_of(keys[0])):
-        assert find_key(wrong, known) is None
+        assert keyring.find(wrong) is None
 
 
 def test_a_key_ends_at_its_moment() -> None:
@@ -193,10 +195,3 @@ def test_a_token_that_cannot_be_is_refused() -> None:
         result = _token(*arguments)
         assert result.exit_code == 1
         assert said in result.stderr
-
-
-def test_passwords_in_urls_are_masked() -> None:
-    shown = without_password("mongodb://strata:s3cret@mongo:27017/strata?authSource=admin")
-    assert shown == "mongodb://strata:********@mongo:27017/strata?authSource=admin"
-    for plain in ("sqlite:///.strata/strata.db", "http://127.0.0.1:6333", "mongodb://h1:1,h2:2/x"):
-        assert without_password(plain) == plain
