@@ -22,7 +22,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from memory.strata import file_path
+from memory.stores import file_path
 from service.app import create_app
 from service.config.settings import Settings, without_password
 from service.process.workers import Parent, http_url

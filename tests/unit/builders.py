@@ -21,8 +21,9 @@ from memory.indexes.base import Hits, Point, VectorIndex
 from memory.models import NEVER, Message, MessageStatus, Role, Turn, TurnStatus
 from memory.models import session_key as key_of
 from memory.models import turn_id as id_of
+from memory.stores import make_store
 from memory.stores.base import Store
-from memory.strata import _load_model, make_index, make_store, put_together
+from memory.strata import _load_model, make_index, put_together
 from memory.tokens import TiktokenCounter
 
 NOON = datetime(2024, 5, 8, 12, tzinfo=UTC)
