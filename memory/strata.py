@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import structlog
@@ -31,6 +30,7 @@ from memory.receipt import Context
 from memory.retention.erasing import Eraser
 from memory.retention.sweeper import Sweeper
 from memory.sessions.documents import SessionDocuments
+from memory.stores import file_path, make_store
 from memory.stores.base import Store
 from memory.summary.rolling import RollingSummary
 from memory.summary.summarizer import Summarizer
@@ -135,30 +135,6 @@ class Strata:
         """
         await self.embeddings_loaded.wait()
         await self.projector.settled()
-
-
-def file_path(url: str, scheme: str) -> Path | None:
-    """The path in `scheme:///relative` or `scheme:////absolute` (SQLAlchemy's form), or None."""
-    prefix = f"{scheme}:///"
-    return Path(url[len(prefix) :]) if url.startswith(prefix) and url != prefix else None
-
-
-def make_store(config: MemoryConfig) -> Store:
-    url, timeout = config.store.url, config.store.timeout
-    if path := file_path(url, "sqlite"):
-        from memory.stores.sqlite.store import SqliteStore
-
-        return SqliteStore(path, timeout_seconds=timeout)
-    if url.startswith(("mongodb://", "mongodb+srv://")):
-        from memory.stores.mongo.store import MongoStore
-
-        return MongoStore(url, timeout_seconds=timeout, purge_grace_seconds=config.ttl.purge_grace)
-    raise ConfigError(
-        "store.url",
-        f"{url.partition('://')[0]}://… is not supported here",
-        "use sqlite:///folder/file.db (relative), sqlite:////folder/file.db (absolute) or "
-        "mongodb://host/database",
-    )
 
 
 def make_index(config: MemoryConfig) -> VectorIndex | None:

@@ -36,8 +36,9 @@ from memory.indexes.base import Payload, Point, VectorIndex
 from memory.log.transitions import Incoming, recorded_turn
 from memory.models import Turn, now, session_key, turn_id
 from memory.sessions.lifetime import new_session
+from memory.stores import make_store
 from memory.stores.base import Store
-from memory.strata import make_index, make_store
+from memory.strata import make_index
 from memory.tokens import EstimatedCounter
 
 USERS = 1_000

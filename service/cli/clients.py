@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ import msgspec
 from memory import Incoming, User
 from memory.errors import InvalidInput, NotFound, StrataError
 from memory.models import Message
+from memory.stores.sqlite.lock import is_locked
 from service.auth.keys import NAME, Keyring, owner
 from service.config.settings import Settings
 from service.http.shapes import HistoryOut, SessionOut, SessionsOut, TurnBody, session_out
@@ -265,16 +265,11 @@ def running_url(settings: Settings) -> str | None:
     path = serve_file(settings)
     if path is None or not path.exists():
         return None
-    try:
-        with (path.parent / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return None  # nobody holds it: the file was left by a crash
-    except FileNotFoundError:
-        return None
-    except OSError:
-        told = json.loads(path.read_text())
-        host = _EVERYWHERE.get(told["host"], told["host"])
-        return http_url(host, told["port"])
+    if not is_locked(path.parent):
+        return None  # the file was left by a crash
+    told = json.loads(path.read_text())
+    host = _EVERYWHERE.get(told["host"], told["host"])
+    return http_url(host, told["port"])
 
 
 async def parse_events(chunks: AsyncIterator[bytes]) -> AsyncIterator[tuple[str, str, Any]]:

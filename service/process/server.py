@@ -22,7 +22,7 @@ import structlog
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from memory.strata import file_path
+from memory.stores import file_path
 from service.app import create_app
 from service.config.settings import Settings
 from service.config.shown import without_password

@@ -112,11 +112,11 @@ async def test_what_was_appended_survives_a_restart(make: Opener) -> None:
         opened = make()
         await opened.open()
         if n == 0:
-            await opened.append(turns)
-            await opened.put_session(session())
+            await opened.turns.append(turns)
+            await opened.sessions.put(session())
         else:
-            assert await opened.range(KEY, after=0, limit=9) == turns
-            assert await opened.session(KEY) == session()
+            assert await opened.turns.range(KEY, after=0, limit=9) == turns
+            assert await opened.sessions.get(KEY) == session()
         await opened.close()
 
 

@@ -220,37 +220,39 @@ async def test_an_insert_that_the_driver_repeats_counts_as_inserted(
     repeated: MongoStore, repeating: Repeating
 ) -> None:
     repeating.repeat("insert")
-    assert await repeated.append([started()]) == 1
-    assert await repeated.append([started()]) == 0, "but another one of the same token does not"
+    assert await repeated.turns.append([started()]) == 1
+    assert await repeated.turns.append([started()]) == 0, (
+        "but another one of the same token does not"
+    )
     repeating.repeat("insert")
-    assert await repeated.append(dialogue([("q", "a")] * 5)) == 0
+    assert await repeated.turns.append(dialogue([("q", "a")] * 5)) == 0
     taken = turn("q", seq=7, token="theirs")
-    await repeated.append([taken])
+    await repeated.turns.append([taken])
     repeating.repeat("insert")
     batch = [turn("q", seq=n) for n in (3, 4, 5, 7, 8)]
-    assert await repeated.append(batch) == 3
-    found = await repeated.range(KEY, after=0, limit=9)
+    assert await repeated.turns.append(batch) == 3
+    found = await repeated.turns.range(KEY, after=0, limit=9)
     assert [one.seq for one in found] == [1, 3, 4, 5, 7]
 
 
 async def test_an_update_that_the_driver_repeats_counts_as_done(
     repeated: MongoStore, repeating: Repeating
 ) -> None:
-    await repeated.append([started()])
+    await repeated.turns.append([started()])
     repeating.repeat("update")
-    assert await repeated.save(finished(started()))
-    assert not await repeated.save(finished(started())), "it does not run any more"
+    assert await repeated.turns.save(finished(started()))
+    assert not await repeated.turns.save(finished(started())), "it does not run any more"
     session = new_session(USER.key, SESSION, NOON)
     repeating.repeat("insert")
-    assert await repeated.put_session(session)
-    assert not await repeated.put_session(session)
+    assert await repeated.sessions.put(session)
+    assert not await repeated.sessions.put(session)
     repeating.repeat("update")
     rolled = {"summary": Summary(text="rolled", version=1)}
-    assert await repeated.change_session(KEY, rolled, unchanged=session)
-    assert not await repeated.change_session(KEY, rolled, unchanged=session)
+    assert await repeated.sessions.change(KEY, rolled, unchanged=session)
+    assert not await repeated.sessions.change(KEY, rolled, unchanged=session)
     repeating.repeat("update")
     later = NOON + timedelta(minutes=1)
-    assert await repeated.claim(KEY, worker="a", until=later, now=NOON)
+    assert await repeated.sessions.claim(KEY, worker="a", until=later, now=NOON)
 
 
 # --- network faults --------------------------------------------------------------------------
@@ -399,7 +401,7 @@ async def test_the_server_deletes_what_expired_when_no_worker_runs(
                 )
             )
     async with opened(mongo_url) as graceful:
-        await graceful.append([turn("graceful", seq=4, expires=moment)])
+        await graceful.turns.append([turn("graceful", seq=4, expires=moment)])
     database = full_mongo.client[urlsplit(mongo_url).path[1:]]
 
     def gone() -> bool:

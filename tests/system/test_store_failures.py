@@ -139,7 +139,7 @@ SLOW = (
 async def main():
     for number in range(5):
         path = pathlib.Path(f"{number}/strata.db")
-        database = Database(path, schema="", timeout_seconds=1)
+        database = Database(path, prepare=lambda db: None, timeout_seconds=1)
         await database.open()
         reading = asyncio.create_task(database.rows(SLOW, ()))
         await asyncio.sleep(0.01 * number)

@@ -30,8 +30,9 @@ from memory.models import turn_id as id_of
 from memory.open_turn import OpenTurn
 from memory.orchestrator import Memory
 from memory.recall.search import Recall
+from memory.stores import make_store
 from memory.stores.base import Store
-from memory.strata import _load_embeddings, make_index, make_store, put_together
+from memory.strata import _load_embeddings, make_index, put_together
 from memory.tokens import TiktokenCounter
 
 NOON = datetime(2024, 5, 8, 12, tzinfo=UTC)

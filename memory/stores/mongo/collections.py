@@ -1,28 +1,21 @@
-"""The collections of the MongoDB store: their indexes, and how values become documents.
+"""The collections of the MongoDB store: their indexes, the filters for them, and the fields that
+stand there beside those of the codec.
 
-Every document carries `user_key`, and every filter names it: by it a cluster is sharded. Dates are
-BSON dates (milliseconds, as all times here); dicts whose keys a caller chose are JSON text, since
-a server may refuse or misread keys with `$` and `.`.
+Every document carries `user_key`, and every filter for one user's data names it: by it a cluster
+is sharded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-import msgspec
-
 from memory.ids import SessionKey
-from memory.models import NEVER, Segment, Session, Turn, turn_id
+from memory.models import NEVER, turn_id
+from memory.stores.codec import Document, owner
 
 COLLECTIONS = TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
-JSON_TEXT = ("metadata", "usage")
 LAST_SEQ = 9_999_999_999  # an id has ten digits for it
-# What an insert decides once and for all.
-FIXED = ("id", "user_key", "session_key", "session_id", "seq", "last_seq", "idempotency")
-
-Document = dict[str, Any]
 
 
 class Index(NamedTuple):
@@ -61,11 +54,6 @@ INDEXES = (
 )  # fmt: skip
 
 
-def owner(key: SessionKey) -> str:
-    """The user key, with which every id begins."""
-    return key.partition(".")[0]
-
-
 def at(id_: str) -> Document:
     """The filter for one document by its id."""
     return {"_id": id_, "user_key": owner(id_)}
@@ -100,65 +88,6 @@ def purge_at(expires_at: datetime, grace_seconds: float) -> Document:
     return {"purge_at": moment} if moment < NEVER else {}
 
 
-def fields(value: Any) -> Any:
-    """As the server holds it."""
-    made = msgspec.to_builtins(value, builtin_types=(datetime,))
-    if isinstance(made, dict):
-        for name in JSON_TEXT:
-            if made.get(name) is not None:
-                made[name] = msgspec.json.encode(made[name]).decode()
-    return made
-
-
-def turn_document(turn: Turn, grace_seconds: float) -> Document:
-    document = fields(turn)
-    return {"_id": document.pop("id"), **document, **purge_at(turn.expires_at, grace_seconds)}
-
-
 def pending(session_key: SessionKey, since: datetime) -> Document:
+    """The fields of a turn that some projection has not seen."""
     return {"pending_since": since, "pending_in": session_key}
-
-
-def session_document(session: Session) -> Document:
-    document = fields(session)
-    if not session.erasing:
-        del document["erasing"]  # the index holds those alone that are
-    return {"_id": document.pop("key"), **document}
-
-
-def session_update(changes: Mapping[str, Any]) -> Document:
-    """The update that sets these fields, each as a whole."""
-    changed = fields(dict(changes))
-    if changed.get("erasing", True):
-        return {"$set": changed}
-    del changed["erasing"]
-    return {"$set": changed, "$unset": {"erasing": ""}}
-
-
-def segment_document(segment: Segment, grace_seconds: float) -> Document:
-    return {
-        "_id": f"{segment.session_key}:{segment.first_seq}",
-        "user_key": owner(segment.session_key),
-        **fields(segment),
-        **purge_at(segment.expires_at, grace_seconds),
-    }
-
-
-def to_turn(document: Document) -> Turn:
-    return msgspec.convert(_plain(document, "id"), Turn)
-
-
-def to_session(document: Document) -> Session:
-    return msgspec.convert(_plain(document, "key"), Session)
-
-
-def to_segment(document: Document) -> Segment:
-    return msgspec.convert(document, Segment)
-
-
-def _plain(document: Document, id_name: str) -> Document:
-    document[id_name] = document.pop("_id")
-    for name in JSON_TEXT:
-        if document.get(name) is not None:
-            document[name] = msgspec.json.decode(document[name])
-    return document

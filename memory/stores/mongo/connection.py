@@ -25,7 +25,8 @@ from pymongo.errors import (
 )
 
 from memory.errors import ConfigError, StoreUnavailable
-from memory.stores.mongo.collections import COLLECTIONS, INDEXES, Document, at
+from memory.stores.codec import Document
+from memory.stores.mongo.collections import COLLECTIONS, INDEXES, at
 
 DATABASE = "strata"
 BATCH = 200  # documents that one command changes at most: a server may need a ms for each

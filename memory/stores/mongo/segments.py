@@ -6,17 +6,20 @@ from datetime import datetime
 
 from memory.ids import SessionKey
 from memory.models import Segment
-from memory.stores.mongo.collections import SEGMENTS, at, segment_document, to_segment, within
+from memory.stores.codec import Codec
+from memory.stores.mongo.collections import SEGMENTS, at, purge_at, within
 from memory.stores.mongo.connection import Conflict, Connection
 
 
 class MongoSegments:
-    def __init__(self, db: Connection, *, purge_grace_seconds: float) -> None:
+    def __init__(self, db: Connection, codec: Codec, *, purge_grace_seconds: float) -> None:
         self._db = db
+        self._codec = codec
         self._grace = purge_grace_seconds
 
     async def put(self, segment: Segment) -> None:
-        document = segment_document(segment, self._grace)
+        document = self._codec.segment_document(segment)
+        document |= purge_at(segment.expires_at, self._grace)
         where, update = at(document.pop("_id")), {"$set": document}
         if "purge_at" not in document:
             update["$unset"] = {"purge_at": ""}
@@ -28,7 +31,7 @@ class MongoSegments:
     async def of(self, session_key: SessionKey, *, now: datetime) -> list[Segment]:
         where = {**within(session_key), "expires_at": {"$gt": now}}
         found = await self._db.find(SEGMENTS, where, sort=(("first_seq", 1),))
-        return [to_segment(document) for document in found]
+        return [self._codec.segment_from_document(document) for document in found]
 
     async def delete(self, session_key: SessionKey) -> None:
         await self._db.delete(SEGMENTS, within(session_key))

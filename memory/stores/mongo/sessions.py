@@ -9,14 +9,12 @@ from typing import Any
 from memory.ids import SessionKey, UserKey
 from memory.models import Session
 from memory.stores.base import PAGE
+from memory.stores.codec import Codec
 from memory.stores.mongo.collections import (
     SEGMENTS,
     SESSIONS,
     TURNS,
     at,
-    session_document,
-    session_update,
-    to_session,
     turns_of,
     within,
 )
@@ -25,12 +23,13 @@ from memory.stores.mongo.turns import session_keys
 
 
 class MongoSessions:
-    def __init__(self, db: Connection) -> None:
+    def __init__(self, db: Connection, codec: Codec) -> None:
         self._db = db
+        self._codec = codec
 
     async def get(self, key: SessionKey) -> Session | None:
         found = await self._db.one(SESSIONS, at(key))
-        return to_session(found) if found else None
+        return self._codec.session_from_document(found) if found else None
 
     async def page(
         self, user_key: UserKey, *, before: tuple[datetime, str] | None, limit: int
@@ -43,15 +42,15 @@ class MongoSessions:
             limit=limit,
             newest_first=True,
         )
-        return [to_session(document) for document in found]
+        return [self._codec.session_from_document(document) for document in found]
 
     async def put(self, session: Session) -> bool:
-        return await self._db.insert(SESSIONS, [session_document(session)]) == 1
+        return await self._db.insert(SESSIONS, [self._codec.session_document(session)]) == 1
 
     async def change(
         self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
-        update = session_update(changes)
+        update = self._codec.session_update(key, changes)
         if unchanged is None:
             return await self._db.update(SESSIONS, at(key), update)
         where = {
@@ -95,4 +94,5 @@ class MongoSessions:
 
     async def ended(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
         where = {"$or": [{"expires_at": {"$lte": before}}, {"erasing": True}]}
-        return [to_session(found) for found in await self._db.find(SESSIONS, where, limit=limit)]
+        found = await self._db.find(SESSIONS, where, limit=limit)
+        return [self._codec.session_from_document(document) for document in found]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from memory.ids import TurnId
 from memory.models import Turn
 from memory.stores.base import Signal
-from memory.stores.mongo.collections import TURNS, Document, at
+from memory.stores.codec import Document
+from memory.stores.mongo.collections import TURNS, at
 from memory.stores.mongo.connection import Connection
 
 
@@ -22,7 +24,7 @@ class MongoSignals:
         where = {**at(turn.id), "attempt": turn.attempt, "status": "running"}
         await self._db.update(TURNS, where, {"$set": told})
 
-    async def read(self, turns: Sequence[Turn]) -> dict[str, Signal]:
+    async def read(self, turns: Sequence[Turn]) -> dict[TurnId, Signal]:
         attempts = {turn.id: turn.attempt for turn in turns}
         where = {
             "_id": {"$in": list(attempts)},

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from memory.stores.codec import Codec
 from memory.stores.mongo.connection import Connection
 from memory.stores.mongo.segments import MongoSegments
 from memory.stores.mongo.sessions import MongoSessions
@@ -35,12 +36,14 @@ class MongoStore:
         timeout_seconds: float = 2.0,
         purge_grace_seconds: float = 86400.0,
         listeners: Sequence[Any] = (),
+        codec: Codec | None = None,
     ) -> None:
+        codec = codec or Codec()
         self._db = Connection(url, timeout_seconds=timeout_seconds, listeners=listeners)
-        self.turns = MongoTurns(self._db, purge_grace_seconds=purge_grace_seconds)
-        self.sessions = MongoSessions(self._db)
-        self.segments = MongoSegments(self._db, purge_grace_seconds=purge_grace_seconds)
-        self.work = MongoWork(self._db)
+        self.turns = MongoTurns(self._db, codec, purge_grace_seconds=purge_grace_seconds)
+        self.sessions = MongoSessions(self._db, codec)
+        self.segments = MongoSegments(self._db, codec, purge_grace_seconds=purge_grace_seconds)
+        self.work = MongoWork(self._db, codec)
         self.signals = MongoSignals(self._db)
 
     async def open(self) -> None:

@@ -9,20 +9,15 @@ from memory.ids import SessionKey, TurnId, UserKey
 from memory.models import NEVER, Turn, keyless
 from memory.models import now as current
 from memory.stores.base import PAGE, LoadedSession
+from memory.stores.codec import Codec, Document, owner
 from memory.stores.mongo.collections import (
-    FIXED,
     SEGMENTS,
     SESSIONS,
     TURNS,
-    Document,
     at,
-    fields,
     later_than,
-    owner,
     pending,
-    to_session,
-    to_turn,
-    turn_document,
+    purge_at,
     turns_of,
 )
 from memory.stores.mongo.connection import BATCH, Connection, Order
@@ -34,8 +29,9 @@ NOT_ASIDE = {"$unset": {"aside_since": "", "aside": ""}}
 
 
 class MongoTurns:
-    def __init__(self, db: Connection, *, purge_grace_seconds: float) -> None:
+    def __init__(self, db: Connection, codec: Codec, *, purge_grace_seconds: float) -> None:
         self._db = db
+        self._codec = codec
         self._grace = purge_grace_seconds
 
     async def load(self, session_key: SessionKey, *, limit: int = PAGE) -> LoadedSession:
@@ -48,8 +44,8 @@ class MongoTurns:
             limit=first,
             show=BARE,
         )
-        session = to_session(document) if document else None
-        turns = [to_turn(found) for found in documents]
+        session = self._codec.session_from_document(document) if document else None
+        turns = [self._codec.turn_from_document(found) for found in documents]
         covered = session.summary.covers_through if session else 0
         if len(turns) == first < limit and turns[-1].seq > covered:
             # A turn has at most two messages, so one that ends at `covered` begins here or later.
@@ -60,7 +56,11 @@ class MongoTurns:
 
     async def append(self, turns: Sequence[Turn]) -> int:
         documents = [
-            {**turn_document(turn, self._grace), **pending(turn.session_key, turn.recorded_at)}
+            {
+                **self._codec.turn_document(turn),
+                **purge_at(turn.expires_at, self._grace),
+                **pending(turn.session_key, turn.recorded_at),
+            }
             for turn in turns
         ]
         return await self._db.insert(TURNS, documents)
@@ -70,14 +70,14 @@ class MongoTurns:
         await self._db.delete(TURNS, where)
 
     async def save(self, turn: Turn) -> bool:
-        changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        changed = self._codec.turn_fields(turn)
         if turn.receipt is None:
             del changed["receipt"]
         where = {**at(turn.id), "token": turn.fencing_token, "status": "running"}
         return await self._db.update_once(TURNS, where, {"$set": changed})
 
     async def rerun(self, turn: Turn, *, was: Turn) -> bool:
-        changed = {name: value for name, value in fields(turn).items() if name not in FIXED}
+        changed = self._codec.turn_fields(turn)
         where = {
             **at(turn.id),
             "token": was.fencing_token,
@@ -91,10 +91,10 @@ class MongoTurns:
 
     async def get(self, turn_id: TurnId, *, now: datetime) -> Turn | None:
         found = await self._db.one(TURNS, at(turn_id))
-        turn = to_turn(found) if found else None
+        turn = self._codec.turn_from_document(found) if found else None
         return turn if turn and turn.expires_at > now else None
 
-    async def get_many(self, ids: Sequence[TurnId], *, now: datetime) -> dict[str, Turn]:
+    async def get_many(self, ids: Sequence[TurnId], *, now: datetime) -> dict[TurnId, Turn]:
         if not ids:
             return {}
         owners = {owner(id_) for id_ in ids}
@@ -149,13 +149,13 @@ class MongoTurns:
             newest_first=True,
             show=BARE,
         )
-        return [to_turn(document) for document in found]
+        return [self._codec.turn_from_document(document) for document in found]
 
     async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
         # A running turn is pending: so it is in a sparse index.
         where = {"pending_since": {"$lte": NEVER}, "status": "running", "until": {"$lt": before}}
         found = await self._db.find(TURNS, where, limit=limit, show=BARE)
-        return [to_turn(document) for document in found]
+        return [self._codec.turn_from_document(document) for document in found]
 
     async def delete_expired(self, session_keys: Sequence[SessionKey], *, before: datetime) -> int:
         where = {
@@ -171,14 +171,14 @@ class MongoTurns:
 
     async def _turns(self, where: Document, limit: int, *, sort: Order = ()) -> list[Turn]:
         found = await self._db.find(TURNS, where, sort=sort, limit=limit, show=BARE)
-        return [to_turn(document) for document in found]
+        return [self._codec.turn_from_document(document) for document in found]
 
 
 async def session_keys(
-    db: Connection, date: str, key: SessionKey, until: datetime, where: Document, limit: int
-) -> list[str]:
+    db: Connection, date: str, key: str, until: datetime, where: Document, limit: int
+) -> list[SessionKey]:
     """Those in the field `key` of turns with a `date` up to `until`, the earliest first."""
-    found: dict[str, None] = {}
+    found: dict[SessionKey, None] = {}
     after: tuple[datetime, str] | None = None
     while len(found) < limit:
         page = await db.page(

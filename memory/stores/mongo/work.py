@@ -6,27 +6,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 
-from memory.ids import MessageId, SessionKey, UserKey
+from memory.ids import MessageId, SessionKey, TurnId, UserKey
 from memory.models import NEVER, Turn
 from memory.models import now as current
 from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
+from memory.stores.codec import Codec, Document, owner
 from memory.stores.mongo.collections import (
     SESSIONS,
     TURNS,
-    Document,
     at,
     later_than,
-    owner,
     pending,
-    to_turn,
 )
 from memory.stores.mongo.connection import BATCH, Connection
 from memory.stores.mongo.turns import BARE, NOT_ASIDE, session_keys
 
 
 class MongoWork:
-    def __init__(self, db: Connection) -> None:
+    def __init__(self, db: Connection, codec: Codec) -> None:
         self._db = db
+        self._codec = codec
 
     async def pending(
         self, *, user_key: UserKey | None = None, finished: bool = False, limit: int = PAGE
@@ -49,10 +48,10 @@ class MongoWork:
         where = {**_pending_in(session_key, through), "attempt": {"$gt": 1}}
         order = (("seq", 1),)
         found = await self._db.find(TURNS, where, sort=order, limit=limit, show=BARE)
-        return [to_turn(document) for document in found]
+        return [self._codec.turn_from_document(document) for document in found]
 
     async def mark_projected(
-        self, session_key: SessionKey, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+        self, session_key: SessionKey, *, through: int, reruns: Mapping[TurnId, int] = NO_RERUNS
     ) -> None:
         gone = {"$unset": {"pending_since": "", "pending_in": ""}}
         where = _pending_in(session_key, through)
@@ -70,7 +69,7 @@ class MongoWork:
         show = {"aside_since": 1, "aside": 1}
         found = await self._db.find(TURNS, where, sort=order, limit=limit, show=show)
         listed = [
-            PoisonedMessage(f"{document['_id']}.{part}", reason, document["aside_since"])
+            PoisonedMessage(MessageId(f"{document['_id']}.{part}"), reason, document["aside_since"])
             for document in found
             for part, reason in sorted(document["aside"].items(), reverse=True)
         ]

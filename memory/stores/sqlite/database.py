@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -15,19 +14,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memory.errors import StoreUnavailable
+from memory.stores.sqlite.lock import FolderLock
 
 T = TypeVar("T")
 
 
 class Database:
-    """The file `path` in a folder of its own, which is locked while it is open. Every method
-    raises StoreUnavailable when SQLite fails."""
+    """The file `path` in a folder of its own, which is locked while it is open.
 
-    def __init__(self, path: Path, *, schema: str, timeout_seconds: float) -> None:
+    `prepare` is called with the writing connection when the file is opened. Every method raises
+    StoreUnavailable when SQLite fails.
+    """
+
+    def __init__(
+        self, path: Path, *, prepare: Callable[[sqlite3.Connection], None], timeout_seconds: float
+    ) -> None:
         self._path = path
-        self._schema = schema
+        self._prepare = prepare
         self._timeout = timeout_seconds
-        self._lock: int | None = None
+        self._lock = FolderLock(path.parent)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-write")
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="sqlite-read")
         self._writer: sqlite3.Connection | None = None
@@ -35,23 +40,19 @@ class Database:
         self._write_failed = False
 
     async def open(self) -> None:
+        """Once: a database that was closed stays closed. Raises what `prepare` raises, too."""
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = os.open(self._path.parent / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock.acquire()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            self._lock = None
-            raise StoreUnavailable(
-                f"{self._path.parent} is in use by another process: stop it or talk to it "
-                f"with --url"
-            ) from error
-        await self._write(self._open)
+            await self._write(self._open)
+        except BaseException:
+            await self.close()
+            raise
 
-    def _open(self, _: None = None) -> None:
+    def _open(self) -> None:
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))  # its log inherits the mode
         self._writer = self._connect()
-        self._writer.executescript(self._schema)
+        self._prepare(self._writer)
         self._reader = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
@@ -74,25 +75,31 @@ class Database:
             await self._on(self._read_thread, self._reader.close)
         if self._writer is not None:
             await self._write(self._writer.close)
+        self._reader = self._writer = None
         self._write_thread.shutdown(wait=True)
         self._read_thread.shutdown(wait=True)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     async def ping(self) -> None:
+        """Read; after a write that failed, write too: a full disk can be read all the same."""
         await self.read(lambda db: db.execute("SELECT 1").fetchone())
-        if self._write_failed:  # a full disk can be read all the same
-            await self.transaction(lambda db: db.execute("PRAGMA user_version = 1"))
+        if self._write_failed:
+            await self.transaction(_write_nothing_new)
 
-    async def rows(self, query: str, values: Sequence[Any]) -> list[Any]:
+    async def rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        return await self.read(lambda db: db.execute(query, values).fetchall())
+
+    async def column(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """The first column of every row."""
         return await self.read(lambda db: [row[0] for row in db.execute(query, values)])
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns, on the thread of the reading connection."""
         return await self._on(self._read_thread, lambda: work(self._opened(self._reader)))
 
     async def transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns, once its changes are on the disk; none of them if it raises."""
+
         def run() -> T:
             db = self._opened(self._writer)
             db.execute("BEGIN IMMEDIATE")
@@ -136,8 +143,18 @@ class Database:
         return connection
 
     async def checkpoint(self) -> None:
-        """What was deleted leaves the write-ahead log too."""
+        """Let what was deleted leave the write-ahead log, too."""
         # Read to its end on its own thread: a statement in progress locks out the writes after it.
         await self._write(
             lambda: self._opened(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         )
+
+
+def _write_nothing_new(db: sqlite3.Connection) -> None:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    db.execute(f"PRAGMA user_version = {version}")
+
+
+def marks(values: Sequence[Any]) -> str:
+    """The placeholders of so many values."""
+    return ",".join("?" * len(values))

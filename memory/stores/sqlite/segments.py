@@ -5,38 +5,34 @@ from __future__ import annotations
 import sqlite3
 from datetime import datetime
 
-import msgspec
-
 from memory.ids import SessionKey
 from memory.models import Segment
-from memory.stores.sqlite.database import Database
-from memory.stores.sqlite.rows import decode_segment
+from memory.stores.codec import Codec, SegmentRow
+from memory.stores.sqlite.database import Database, marks
+
+PUT = (
+    f"INSERT OR REPLACE INTO segments ({', '.join(SegmentRow._fields)})"
+    f" VALUES ({marks(SegmentRow._fields)})"
+)
 
 
 class SqliteSegments:
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
+        self._codec = codec
 
     async def put(self, segment: Segment) -> None:
         def work(db: sqlite3.Connection) -> None:
-            db.execute(
-                "INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?)",
-                (
-                    segment.session_key,
-                    segment.first_seq,
-                    segment.expires_at.timestamp(),
-                    msgspec.json.encode(segment),
-                ),
-            )
+            db.execute(PUT, self._codec.segment_row(segment))
 
         await self._db.transaction(work)
 
     async def of(self, session_key: SessionKey, *, now: datetime) -> list[Segment]:
-        rows = await self._db.rows(
+        bodies = await self._db.column(
             "SELECT body FROM segments WHERE session_key = ? AND expires_at > ? ORDER BY first_seq",
             (session_key, now.timestamp()),
         )
-        return [decode_segment(body) for body in rows]
+        return [self._codec.segment_from_row(body) for body in bodies]
 
     async def delete(self, session_key: SessionKey) -> None:
         def work(db: sqlite3.Connection) -> None:

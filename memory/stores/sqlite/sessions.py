@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -12,34 +12,41 @@ import msgspec
 from memory.ids import SessionKey, UserKey
 from memory.models import Session
 from memory.stores.base import PAGE
-from memory.stores.sqlite.database import Database
-from memory.stores.sqlite.rows import decode_session, put_session
+from memory.stores.codec import Codec, SessionRow
+from memory.stores.sqlite.database import Database, marks
+from memory.stores.sqlite.work import is_resetting
+
+SESSION = "body, lexical_through, dense_through"  # as Codec.session_from_row takes them
+PUT = (
+    f"INSERT OR REPLACE INTO sessions ({', '.join(SessionRow._fields)})"
+    f" VALUES ({marks(SessionRow._fields)})"
+)
 
 
 class SqliteSessions:
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
+        self._codec = codec
 
     async def get(self, key: SessionKey) -> Session | None:
-        rows = await self._db.rows("SELECT body FROM sessions WHERE key = ?", (key,))
-        return decode_session(rows[0]) if rows else None
+        found = await self._sessions("key = ?", (key,))
+        return found[0] if found else None
 
     async def page(
         self, user_key: UserKey, *, before: tuple[datetime, str] | None, limit: int
     ) -> list[Session]:
         after = (before[0].timestamp(), before[1]) if before else (1e18, "")
-        rows = await self._db.rows(
-            "SELECT body FROM sessions WHERE user_key = ? AND (updated_at, key) < (?, ?)"
+        return await self._sessions(
+            "user_key = ? AND (updated_at, key) < (?, ?)"
             " ORDER BY updated_at DESC, key DESC LIMIT ?",
             (user_key, *after, limit),
         )
-        return [decode_session(body) for body in rows]
 
     async def put(self, session: Session) -> bool:
         def work(db: sqlite3.Connection) -> bool:
             if db.execute("SELECT 1 FROM sessions WHERE key = ?", (session.key,)).fetchone():
                 return False
-            put_session(db, session)
+            db.execute(PUT, self._codec.session_row(session))
             return True
 
         return await self._db.transaction(work)
@@ -48,13 +55,17 @@ class SqliteSessions:
         self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
         def work(db: sqlite3.Connection) -> bool:
-            row = db.execute("SELECT body FROM sessions WHERE key = ?", (key,)).fetchone()
+            row = db.execute(f"SELECT {SESSION} FROM sessions WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return False
-            session = decode_session(row[0])
+            session = self._codec.session_from_row(*row)
             if unchanged is not None and not _is_unchanged(session, unchanged):
                 return False
-            put_session(db, msgspec.structs.replace(session, **changes))
+            changed = msgspec.structs.replace(session, **changes)
+            if "dense_through" in changes and is_resetting(db):
+                # It was reached with the vectors of before.
+                changed = msgspec.structs.replace(changed, dense_through=0)
+            db.execute(PUT, self._codec.session_row(changed))
             return True
 
         return await self._db.transaction(work)
@@ -94,18 +105,20 @@ class SqliteSessions:
         return forgotten
 
     async def with_expired_turns(self, *, before: datetime, limit: int = PAGE) -> list[SessionKey]:
-        return await self._db.rows(
+        return await self._db.column(
             "SELECT DISTINCT session_key FROM turns INDEXED BY turns_expiry WHERE expires_at <= ?"
             " LIMIT ?",
             (before.timestamp(), limit),
         )
 
     async def ended(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
-        rows = await self._db.rows(
-            "SELECT body FROM sessions WHERE expires_at <= ?1 OR erasing = 1 LIMIT ?2",
-            (before.timestamp(), limit),
+        return await self._sessions(
+            "expires_at <= ?1 OR erasing = 1 LIMIT ?2", (before.timestamp(), limit)
         )
-        return [decode_session(body) for body in rows]
+
+    async def _sessions(self, where: str, values: Sequence[Any]) -> list[Session]:
+        rows = await self._db.rows(f"SELECT {SESSION} FROM sessions WHERE {where}", values)
+        return [self._codec.session_from_row(*row) for row in rows]
 
 
 def _is_unchanged(session: Session, was: Session) -> bool:

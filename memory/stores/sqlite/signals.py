@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from memory.ids import TurnId
 from memory.models import Turn
 from memory.stores.base import Signal
 
@@ -13,5 +14,5 @@ class SqliteSignals:
     async def send(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
         pass  # its turns run in this process
 
-    async def read(self, turns: Sequence[Turn]) -> dict[str, Signal]:
+    async def read(self, turns: Sequence[Turn]) -> dict[TurnId, Signal]:
         return {}

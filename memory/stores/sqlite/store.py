@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from memory.stores.codec import Codec
 from memory.stores.sqlite.database import Database
-from memory.stores.sqlite.rows import SCHEMA
+from memory.stores.sqlite.schema import prepare
 from memory.stores.sqlite.segments import SqliteSegments
 from memory.stores.sqlite.sessions import SqliteSessions
 from memory.stores.sqlite.signals import SqliteSignals
@@ -23,17 +24,22 @@ class SqliteStore:
 
     embedded = True
 
-    def __init__(self, path: Path, *, timeout_seconds: float = 2.0) -> None:
-        self._db = Database(path, schema=SCHEMA, timeout_seconds=timeout_seconds)
-        self.turns = SqliteTurns(self._db)
-        self.sessions = SqliteSessions(self._db)
-        self.segments = SqliteSegments(self._db)
-        self.work = SqliteWork(self._db)
+    def __init__(
+        self, path: Path, *, timeout_seconds: float = 2.0, codec: Codec | None = None
+    ) -> None:
+        codec = codec or Codec()
+        self._db = Database(path, prepare=prepare, timeout_seconds=timeout_seconds)
+        self.turns = SqliteTurns(self._db, codec)
+        self.sessions = SqliteSessions(self._db, codec)
+        self.segments = SqliteSegments(self._db, codec)
+        self.work = SqliteWork(self._db, codec)
         self.signals = SqliteSignals()
 
     async def open(self) -> None:
-        """Raises StoreUnavailable when another process has the folder."""
+        """Bring the file up to date, and finish what a crash has cut short. Raises ConfigError for
+        a file of a later release, StoreUnavailable when another process has the folder."""
         await self._db.open()
+        await self.work.finish_resets()
 
     async def close(self) -> None:
         await self._db.close()

@@ -1,4 +1,4 @@
-"""The log in the embedded store. Documents are JSON; only what is searched or compared is a column."""
+"""The log in the embedded store: a row per turn, its receipt beside it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from memory.ids import SessionKey, TurnId, UserKey
 from memory.models import Turn, keyless
 from memory.models import now as current
 from memory.stores.base import PAGE, LoadedSession
-from memory.stores.sqlite.database import Database
-from memory.stores.sqlite.rows import (
-    columns,
-    decode_receipt,
-    decode_session,
-    decode_turn,
-    marks,
+from memory.stores.codec import Codec, TurnRow
+from memory.stores.sqlite.database import Database, marks
+from memory.stores.sqlite.sessions import SESSION
+
+INSERT = (
+    f"INSERT INTO turns ({', '.join(TurnRow._fields)}, pending_since)"
+    f" VALUES ({marks(TurnRow._fields)}, ?)"
 )
 
 
 class SqliteTurns:
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
+        self._codec = codec
 
     async def load(self, session_key: SessionKey, *, limit: int = PAGE) -> LoadedSession:
         def work(db: sqlite3.Connection) -> LoadedSession:
-            row = db.execute("SELECT body FROM sessions WHERE key = ?", (session_key,)).fetchone()
-            session = decode_session(row[0]) if row else None
+            row = db.execute(
+                f"SELECT {SESSION} FROM sessions WHERE key = ?", (session_key,)
+            ).fetchone()
+            session = self._codec.session_from_row(*row) if row else None
             covered = session.summary.covers_through if session else 0
             turns: list[Turn] = []
             for (body,) in db.execute(
@@ -39,28 +42,21 @@ class SqliteTurns:
             ):
                 if turns and turns[-1].seq <= covered:
                     break
-                turns.append(decode_turn(body))
+                turns.append(self._codec.turn_from_row(body))
             return LoadedSession(session, turns)
 
         return await self._db.read(work)
 
     async def append(self, turns: Sequence[Turn]) -> int:
-        rows = [(*columns(turn), turn.recorded_at.timestamp()) for turn in turns]
+        rows = [(*self._codec.turn_row(turn), turn.recorded_at.timestamp()) for turn in turns]
 
         def work(db: sqlite3.Connection) -> int:
-            inserted = 0
-            for row in rows:
+            for inserted, row in enumerate(rows):
                 try:
-                    db.execute(
-                        "INSERT INTO turns (id, user_key, session_key, seq, last_seq, idempotency,"
-                        " status, token, created_at, expires_at, body, receipt, pending_since)"
-                        " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                        row,
-                    )
+                    db.execute(INSERT, row)
                 except sqlite3.IntegrityError:
-                    break
-                inserted += 1
-            return inserted
+                    return inserted
+            return len(rows)
 
         return await self._db.transaction(work)
 
@@ -75,24 +71,26 @@ class SqliteTurns:
 
     async def save(self, turn: Turn) -> bool:
         def work(db: sqlite3.Connection) -> bool:
-            row = columns(turn)  # not before: many may wait for the thread
+            row = self._codec.turn_row(turn)  # not before: many may wait for the thread
             changed = db.execute(
                 "UPDATE turns SET status = ?, body = ?, receipt = coalesce(?, receipt)"
                 " WHERE id = ? AND token = ? AND status = 'running'",
-                (turn.status, row[10], row[11], turn.id, turn.fencing_token),
+                (row.status, row.body, row.receipt, row.id, row.token),
             )
             return changed.rowcount == 1
 
         return await self._db.transaction(work)
 
     async def rerun(self, turn: Turn, *, was: Turn) -> bool:
-        row = columns(turn)
+        row = self._codec.turn_row(turn)
+        anew = (row.status, row.token, row.attempt, row.body, row.receipt, current().timestamp())
 
         def work(db: sqlite3.Connection) -> bool:
             changed = db.execute(
-                "UPDATE turns SET status = ?, token = ?, body = ?, receipt = ?, pending_since = ?"
+                "UPDATE turns SET status = ?, token = ?, attempt = ?, body = ?, receipt = ?,"
+                " pending_since = ?"
                 " WHERE id = ? AND token = ? AND status IN ('failed', 'interrupted')",
-                (*row[6:8], row[10], row[11], current().timestamp(), turn.id, was.fencing_token),
+                (*anew, turn.id, was.fencing_token),
             )
             if changed.rowcount == 1:
                 db.execute("DELETE FROM aside WHERE turn_id = ?", (turn.id,))
@@ -102,18 +100,20 @@ class SqliteTurns:
 
     async def interrupt_running(self) -> int:
         def work(db: sqlite3.Connection) -> int:
-            rows = db.execute("SELECT body FROM turns WHERE status = 'running'").fetchall()
-            for (body,) in rows:
-                turn = decode_turn(body)
+            bodies = db.execute("SELECT body FROM turns WHERE status = 'running'").fetchall()
+            for (body,) in bodies:
+                turn = self._codec.turn_from_row(body)
                 answer = turn.assistant and msgspec.structs.replace(
                     turn.assistant, status="interrupted"
                 )
-                turn = msgspec.structs.replace(turn, status="interrupted", assistant=answer)
-                db.execute(
-                    "UPDATE turns SET status = 'interrupted', body = ? WHERE id = ?",
-                    (columns(turn)[10], turn.id),
+                row = self._codec.turn_row(
+                    msgspec.structs.replace(turn, status="interrupted", assistant=answer)
                 )
-            return len(rows)
+                db.execute(
+                    "UPDATE turns SET status = ?, body = ? WHERE id = ?",
+                    (row.status, row.body, row.id),
+                )
+            return len(bodies)
 
         return await self._db.transaction(work)
 
@@ -123,19 +123,15 @@ class SqliteTurns:
                 "SELECT body, receipt FROM turns WHERE id = ? AND expires_at > ?",
                 (turn_id, now.timestamp()),
             ).fetchone()
-            if row is None:
-                return None
-            receipt = decode_receipt(row[1]) if row[1] else None
-            return msgspec.structs.replace(decode_turn(row[0]), receipt=receipt)
+            return self._codec.turn_from_row(*row) if row else None
 
         return await self._db.read(work)
 
-    async def get_many(self, ids: Sequence[TurnId], *, now: datetime) -> dict[str, Turn]:
-        rows = await self._db.rows(
-            f"SELECT body FROM turns WHERE id IN ({marks(ids)}) AND expires_at > ?",
-            (*ids, now.timestamp()),
+    async def get_many(self, ids: Sequence[TurnId], *, now: datetime) -> dict[TurnId, Turn]:
+        found = await self._turns(
+            f"id IN ({marks(ids)}) AND expires_at > ?", (*ids, now.timestamp())
         )
-        return {turn.id: turn for turn in map(decode_turn, rows)}
+        return {turn.id: turn for turn in found}
 
     async def forget_key(self, turn: Turn) -> None:
         def work(db: sqlite3.Connection) -> None:
@@ -144,39 +140,38 @@ class SqliteTurns:
                 "SELECT body FROM turns WHERE id = ? AND idempotency = ?", which
             ).fetchone()
             if found:
-                kept = msgspec.structs.replace(decode_turn(found[0]), idempotency=keyless(turn.id))
+                stored = self._codec.turn_from_row(found[0])
+                row = self._codec.turn_row(
+                    msgspec.structs.replace(stored, idempotency=keyless(turn.id))
+                )
                 db.execute(
                     "UPDATE turns SET idempotency = ?, body = ? WHERE id = ?",
-                    (kept.idempotency, columns(kept)[10], turn.id),
+                    (row.idempotency, row.body, row.id),
                 )
 
         await self._db.transaction(work)
 
     async def by_idempotency(self, user_key: UserKey, keys: Sequence[str]) -> dict[str, Turn]:
-        rows = await self._db.rows(
-            f"SELECT body FROM turns WHERE user_key = ? AND idempotency IN ({marks(keys)})",
-            (user_key, *keys),
+        found = await self._turns(
+            f"user_key = ? AND idempotency IN ({marks(keys)})", (user_key, *keys)
         )
-        return {turn.idempotency: turn for turn in map(decode_turn, rows)}
+        return {turn.idempotency: turn for turn in found}
 
     async def history(
         self, session_key: SessionKey, *, now: datetime, before: int | None, first: int, limit: int
     ) -> list[Turn]:
-        rows = await self._db.rows(
-            "SELECT body FROM turns WHERE session_key = ? AND seq < ? AND last_seq >= ?"
-            " AND expires_at > ? ORDER BY seq DESC LIMIT ?",
+        return await self._turns(
+            "session_key = ? AND seq < ? AND last_seq >= ? AND expires_at > ?"
+            " ORDER BY seq DESC LIMIT ?",
             (session_key, before or 2**62, first, now.timestamp(), limit),
         )
-        return [decode_turn(body) for body in rows]
 
     async def range(self, session_key: SessionKey, *, after: int, limit: int) -> list[Turn]:
         # A turn has at most two messages, so seq ≥ after is enough for the index.
-        rows = await self._db.rows(
-            "SELECT body FROM turns WHERE session_key = ? AND seq >= ? AND last_seq > ?"
-            " ORDER BY seq LIMIT ?",
+        return await self._turns(
+            "session_key = ? AND seq >= ? AND last_seq > ? ORDER BY seq LIMIT ?",
             (session_key, after, after, limit),
         )
-        return [decode_turn(body) for body in rows]
 
     async def of_user(
         self,
@@ -202,17 +197,14 @@ class SqliteTurns:
             if value is not None:
                 where.append(clause)
                 values.append(value)
-        rows = await self._db.rows(
-            f"SELECT body FROM turns WHERE {' AND '.join(where)}"
-            " ORDER BY created_at DESC, id DESC LIMIT ?",
-            (*values, limit),
+        return await self._turns(
+            f"{' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT ?", (*values, limit)
         )
-        return [decode_turn(body) for body in rows]
 
     async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
-        rows = await self._db.rows("SELECT body FROM turns WHERE status = 'running'", ())
-        running = map(decode_turn, rows)
-        return [turn for turn in running if turn.lease_until and turn.lease_until < before][:limit]
+        running = await self._turns("status = 'running'")
+        late = [turn for turn in running if turn.lease_until and turn.lease_until < before]
+        return late[:limit]
 
     async def delete_expired(self, session_keys: Sequence[SessionKey], *, before: datetime) -> int:
         which = f"session_key IN ({marks(session_keys)}) AND expires_at <= ?"
@@ -225,3 +217,7 @@ class SqliteTurns:
         deleted = await self._db.transaction(work)
         await self._db.checkpoint()
         return deleted
+
+    async def _turns(self, where: str, values: Sequence[Any] = ()) -> list[Turn]:
+        bodies = await self._db.column(f"SELECT body FROM turns WHERE {where}", values)
+        return [self._codec.turn_from_row(body) for body in bodies]

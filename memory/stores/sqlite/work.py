@@ -1,30 +1,36 @@
-"""What projections still have to do in the embedded store, and what they cannot take."""
+"""What projections still have to do in the embedded store, and what they cannot take.
+
+Whatever changes all sessions does so in many short transactions, between which turns are written.
+`resets` says from which session on a reset goes on after a crash.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 
-import msgspec
-
-from memory.ids import MessageId, SessionKey, UserKey
+from memory.ids import MessageId, SessionKey, TurnId, UserKey
 from memory.models import Turn, turn_of
 from memory.models import now as current
 from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
+from memory.stores.codec import Codec
 from memory.stores.sqlite.database import Database
-from memory.stores.sqlite.rows import decode_session, decode_turn, put_session
 
-# Ended turns of a session up to one of its messages; at which attempt a turn is.
+# Ended turns of a session up to one of its messages.
 PENDING_IN = (
     "session_key = ? AND last_seq <= ? AND pending_since IS NOT NULL AND status != 'running'"
 )
-ATTEMPT = "json_extract(CAST(body AS TEXT), '$.attempt')"
+SESSIONS_AT_ONCE, TURNS_AT_ONCE = 500, 2_000
+ALL, DENSE = "all", "dense"
+SET_BACK = {ALL: "lexical_through = 0, dense_through = 0", DENSE: "dense_through = 0"}
 
 
 class SqliteWork:
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
+        self._codec = codec
 
     async def pending(
         self, *, user_key: UserKey | None = None, finished: bool = False, limit: int = PAGE
@@ -32,39 +38,40 @@ class SqliteWork:
         chosen = "AND status != 'running' " if finished else ""
         chosen += "AND user_key = ?" if user_key else ""
         # Left alone, SQLite walks through all turns to have the groups in order.
-        return await self._db.rows(
+        return await self._db.column(
             "SELECT session_key FROM turns INDEXED BY turns_pending WHERE pending_since IS NOT NULL"
             f" {chosen} GROUP BY session_key ORDER BY min(pending_since) LIMIT ?",
             (user_key, limit) if user_key else (limit,),
         )
 
     async def pending_since(self) -> datetime | None:
-        rows = await self._db.rows(
+        [since] = await self._db.column(
             "SELECT min(pending_since) FROM turns WHERE pending_since IS NOT NULL"
-            " AND status != 'running'",
-            (),
+            " AND status != 'running'"
         )
-        return datetime.fromtimestamp(rows[0], UTC) if rows[0] is not None else None
+        return datetime.fromtimestamp(since, UTC) if since is not None else None
 
     async def pending_reruns(
         self, session_key: SessionKey, *, through: int, limit: int
     ) -> list[Turn]:
-        rows = await self._db.rows(
-            f"SELECT body FROM turns WHERE {PENDING_IN} AND {ATTEMPT} > 1 ORDER BY seq LIMIT ?",
+        bodies = await self._db.column(
+            f"SELECT body FROM turns WHERE {PENDING_IN} AND attempt > 1 ORDER BY seq LIMIT ?",
             (session_key, through, limit),
         )
-        return [decode_turn(body) for body in rows]
+        return [self._codec.turn_from_row(body) for body in bodies]
 
     async def mark_projected(
-        self, session_key: SessionKey, *, through: int, reruns: Mapping[str, int] = NO_RERUNS
+        self, session_key: SessionKey, *, through: int, reruns: Mapping[TurnId, int] = NO_RERUNS
     ) -> None:
-        settled = f"UPDATE turns SET pending_since = NULL WHERE {PENDING_IN} AND {ATTEMPT} = ?"
+        projected = f"UPDATE turns SET pending_since = NULL WHERE {PENDING_IN} AND attempt = ?"
         values = (session_key, through)
 
         def work(db: sqlite3.Connection) -> None:
-            db.execute(settled, (*values, 1))
+            if is_resetting(db):
+                return  # it was projected with the vectors of before
+            db.execute(projected, (*values, 1))
             for id_, attempt in reruns.items():
-                db.execute(f"{settled} AND id = ?", (*values, attempt, id_))
+                db.execute(f"{projected} AND id = ?", (*values, attempt, id_))
 
         await self._db.transaction(work)
 
@@ -81,44 +88,91 @@ class SqliteWork:
         return await self._db.transaction(work)
 
     async def poisoned(self, *, limit: int = PAGE) -> list[PoisonedMessage]:
-        def work(db: sqlite3.Connection) -> list[PoisonedMessage]:
-            rows = db.execute(
-                "SELECT message_id, reason, since FROM aside ORDER BY since, message_id LIMIT ?",
-                (limit,),
-            )
-            return [
-                PoisonedMessage(i, reason, datetime.fromtimestamp(at, UTC))
-                for i, reason, at in rows
-            ]
-
-        return await self._db.read(work)
+        rows = await self._db.rows(
+            "SELECT message_id, reason, since FROM aside ORDER BY since, message_id LIMIT ?",
+            (limit,),
+        )
+        return [
+            PoisonedMessage(id_, reason, datetime.fromtimestamp(since, UTC))
+            for id_, reason, since in rows
+        ]
 
     async def mark_all_pending(self) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM aside")
-            db.execute("UPDATE turns SET pending_since = ?", (current().timestamp(),))
-            for (body,) in db.execute("SELECT body FROM sessions").fetchall():
-                session = msgspec.structs.replace(
-                    decode_session(body), lexical_through=0, dense_through=0
-                )
-                put_session(db, session)
-
-        await self._db.transaction(work)
+        await self._reset(ALL)
 
     async def mark_dense_pending(self, *, reset: bool) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            if reset:
-                db.execute("DELETE FROM aside")
-            for (body,) in db.execute("SELECT body FROM sessions").fetchall():
-                session = decode_session(body)
-                if reset and session.dense_through:
-                    session = msgspec.structs.replace(session, dense_through=0)
-                    put_session(db, session)
-                if session.dense_through < session.last_seq:
-                    db.execute(
-                        "UPDATE turns SET pending_since = ?"
-                        " WHERE session_key = ? AND last_seq > ? AND pending_since IS NULL",
-                        (current().timestamp(), session.key, session.dense_through),
-                    )
+        if reset:
+            await self._reset(DENSE)
+        else:
+            await self._mark_without_dense()
 
-        await self._db.transaction(work)
+    async def _reset(self, kind: str) -> None:
+        def begin(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM aside")
+            db.execute("INSERT OR REPLACE INTO resets VALUES (?, '')", (kind,))
+
+        await self._db.transaction(begin)
+        await self.finish_resets()
+
+    async def finish_resets(self) -> None:
+        """Go on with the resets that were begun, to their end."""
+        for kind in await self._db.column("SELECT kind FROM resets"):
+            while await self._db.transaction(partial(_set_back, kind=kind)):
+                pass
+            await self._mark_without_dense()
+            await self._db.transaction(partial(_end_reset, kind=kind))
+
+    async def _mark_without_dense(self) -> None:
+        """Make pending the turns above their session's dense watermark."""
+        key: str | None = ""
+        while key is not None:
+            key = await self._db.transaction(partial(_mark_some, after=key))
+
+
+def is_resetting(db: sqlite3.Connection) -> bool:
+    """Whether watermarks are being set back: then none is raised, and no turn counts as projected,
+    by a projection that began before."""
+    return db.execute("SELECT 1 FROM resets LIMIT 1").fetchone() is not None
+
+
+def _set_back(db: sqlite3.Connection, kind: str) -> bool:
+    """The watermarks of some sessions, from where this reset has come; False at its end."""
+    (after,) = db.execute("SELECT session_key FROM resets WHERE kind = ?", (kind,)).fetchone()
+    (last,) = db.execute(
+        "SELECT max(key) FROM (SELECT key FROM sessions WHERE key > ? ORDER BY key LIMIT ?)",
+        (after, SESSIONS_AT_ONCE),
+    ).fetchone()
+    if last is None:
+        return False
+    db.execute(
+        f"UPDATE sessions SET {SET_BACK[kind]} WHERE key > ? AND key <= ?"
+        " AND (lexical_through > 0 OR dense_through > 0)",
+        (after, last),
+    )
+    db.execute("UPDATE resets SET session_key = ? WHERE kind = ?", (last, kind))
+    return True
+
+
+def _end_reset(db: sqlite3.Connection, kind: str) -> None:
+    db.execute("DELETE FROM resets WHERE kind = ?", (kind,))
+
+
+def _mark_some(db: sqlite3.Connection, after: str) -> SessionKey | None:
+    """The turns without dense vectors of some sessions with a key beyond `after`; the last of
+    these keys, or None at the end."""
+    moment, changed = current().timestamp(), 0
+    sessions = db.execute(
+        "SELECT key, dense_through FROM sessions INDEXED BY sessions_without_dense"
+        " WHERE dense_through < last_seq AND key > ? ORDER BY key LIMIT ?",
+        (after, SESSIONS_AT_ONCE),
+    ).fetchall()
+    for key, through in sessions:
+        # A turn has at most two messages, so seq ≥ through is enough for the index.
+        changed += db.execute(
+            "UPDATE turns SET pending_since = ?"
+            " WHERE session_key = ? AND seq >= ? AND last_seq > ? AND pending_since IS NULL",
+            (moment, key, through, through),
+        ).rowcount
+        if changed >= TURNS_AT_ONCE:
+            return SessionKey(key)
+    return SessionKey(sessions[-1][0]) if len(sessions) == SESSIONS_AT_ONCE else None

@@ -76,9 +76,13 @@ async def test_a_cancelled_write_is_still_waited_for_by_those_after_it(tmp_path:
     await store.close()
 
 
+def one_table(db: sqlite3.Connection) -> None:
+    db.execute("CREATE TABLE t (a)")
+
+
 async def test_a_checkpoint_is_over_before_the_next_write(tmp_path: Path) -> None:
     """R1: erases that follow one another, and turns of others between."""
-    database = Database(tmp_path / "strata.db", schema="CREATE TABLE t (a);", timeout_seconds=5)
+    database = Database(tmp_path / "strata.db", prepare=one_table, timeout_seconds=5)
     await database.open()
 
     async def write() -> None:
@@ -89,7 +93,7 @@ async def test_a_checkpoint_is_over_before_the_next_write(tmp_path: Path) -> Non
             *(work for _ in range(5) for work in (write(), database.checkpoint(), write(),
                                                   database.checkpoint()))
         )  # fmt: skip
-    assert await database.rows("SELECT count(*) FROM t", ()) == [100]
+    assert await database.column("SELECT count(*) FROM t") == [100]
     await database.close()
 
 
