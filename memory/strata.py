@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from memory.config import MemoryConfig
+from memory.config import ConfigSource, MemoryConfig
 from memory.embeddings.dense import DenseModel
 from memory.errors import ConfigError, IndexUnavailable, StoreUnavailable, StrataError
 from memory.history import History
@@ -25,8 +25,8 @@ from memory.retention.erasing import Eraser
 from memory.retention.sweeper import Sweeper
 from memory.sessions.documents import SessionDocuments
 from memory.stores.base import Store
+from memory.summary import Summarizer
 from memory.summary.rolling import RollingSummary
-from memory.summary.summarizer import Summarizer
 from memory.tokens import TokenCounter, load_counter
 
 log = structlog.get_logger("strata")
@@ -117,11 +117,12 @@ def put_together(
     summarizer: Summarizer | None,
 ) -> Strata:
     """All parts over a store and an index that are not open yet."""
+    source = ConfigSource(config)
     locks = SessionLocks()
     gates = SessionQueue(most_waiting=config.limits.waiting_per_session)
     recall = Recall(index=index, model=model, config=config.recall)
     summaries = RollingSummary(
-        store=store, counter=counter, config=config, locks=locks, summarizer=summarizer
+        store=store, counter=counter, config=source, locks=locks, summarizer=summarizer
     )
     sessions = SessionDocuments(store=store, locks=locks, session_ttl=config.ttl.session)
     projector = Projector(
