@@ -166,7 +166,8 @@ class _Answer:
     def _whole(self) -> dict[str, Any]:
         pieces = self._pieces()
         self._request.sent = "".join(pieces)
-        choice = {"message": {"content": self._request.sent}, "finish_reason": "stop"}
+        message = {"role": "assistant", "content": self._request.sent}
+        choice = {"message": message, "finish_reason": "stop"}
         usage = self._usage(len(pieces))
         return self._shape("chat.completion", [{"index": 0, **choice}], usage=usage)
 

@@ -32,8 +32,8 @@ from memory.retention.sweeper import Sweeper
 from memory.sessions.documents import SessionDocuments
 from memory.stores import file_path, make_store
 from memory.stores.base import Store
+from memory.summary import Summarizer
 from memory.summary.rolling import RollingSummary
-from memory.summary.summarizer import Summarizer
 from memory.tokens import TokenCounter, load_counter
 from memory.turn_request import TurnRequest
 
@@ -181,7 +181,7 @@ def put_together(
     contexts = ContextBuilder(store=store, recall=recall, counter=counter, config=source)
     sessions = SessionDocuments(store=store, locks=locks, config=source)
     summaries = RollingSummary(
-        store=store, counter=counter, config=config, locks=locks, summarizer=summarizer
+        store=store, counter=counter, config=source, locks=locks, summarizer=summarizer
     )
     projector = Projector(
         store=store,

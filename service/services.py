@@ -14,8 +14,8 @@ from langchain_core.language_models import BaseChatModel
 from memory import Strata, open_memory
 from memory.context.assembly import check_question
 from memory.errors import BudgetExceeded, ConfigError
-from memory.summary.summarizer import Summarizer
-from service.chat_models.answer import ModelSummarizer, make_chat_model, make_summarizer_model
+from memory.summary import ModelSummarizer, Summarizer
+from service.chat_models.answer import make_chat_model, make_summarizer_model
 from service.chat_models.offline import NAME as OFFLINE
 from service.config.settings import Settings
 from service.observability.metrics import Metrics
@@ -54,16 +54,23 @@ class LateSummarizer:
         self._settings = settings
         self._made: ModelSummarizer | None = None
 
-    async def __call__(self, *, previous: str, news: str, max_tokens: int, must_keep: str) -> str:
+    async def __call__(
+        self, *, previous: str, new_text: str, max_tokens: int, must_keep: str
+    ) -> str:
         if self._made is None:
             from memory.tokens import load_counter
 
             model = await asyncio.to_thread(make_summarizer_model, self._settings.model)
             assert model is not None
             counter = await asyncio.to_thread(load_counter, self._settings.model.name)
-            self._made = ModelSummarizer(model, counter=counter, settings=self._settings)
+            self._made = ModelSummarizer(
+                model,
+                counter=counter,
+                context_tokens=self._settings.budget.context_tokens,
+                timeout_seconds=self._settings.model.turn_timeout,
+            )
         return await self._made(
-            previous=previous, news=news, max_tokens=max_tokens, must_keep=must_keep
+            previous=previous, new_text=new_text, max_tokens=max_tokens, must_keep=must_keep
         )
 
 

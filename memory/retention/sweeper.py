@@ -152,4 +152,4 @@ class Sweeper:
     async def _hide_summary(self, key: SessionKey) -> None:
         session = await self._store.sessions.get(key)
         if session is not None and session.summary.expires_at <= now():
-            await self._summaries.refold(session)
+            await self._summaries.rebuild(session)

@@ -17,9 +17,7 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from memory.models import TurnError
 from memory.receipt import ChatMessage
-from memory.summary.summarizer import prompt as summary_prompt
-from memory.tokens import TokenCounter
-from service.config.settings import ModelConfig, Settings
+from service.config.settings import ModelConfig
 from service.http.shapes import Options
 
 _MESSAGES: dict[str, type[BaseMessage]] = {
@@ -84,30 +82,6 @@ def _openai(config: ModelConfig, name: str, *, read_seconds: float) -> BaseChatM
 
 def _finite(seconds: float) -> float | None:
     return None if math.isinf(seconds) else seconds
-
-
-class ModelSummarizer:
-    """A `memory.summary.summarizer.Summarizer` over a chat model."""
-
-    def __init__(self, model: BaseChatModel, *, counter: TokenCounter, settings: Settings) -> None:
-        self._model = model
-        self._counter = counter
-        self._settings = settings
-
-    async def __call__(self, *, previous: str, news: str, max_tokens: int, must_keep: str) -> str:
-        system, user = summary_prompt(
-            previous=previous,
-            news=news,
-            max_tokens=max_tokens,
-            must_keep=must_keep,
-            counter=self._counter,
-            context_tokens=self._settings.budget.context_tokens,
-        )
-        async with asyncio.timeout(_finite(self._settings.model.turn_timeout)):
-            answer = await self._model.ainvoke(
-                [SystemMessage(system), HumanMessage(user)], temperature=0
-            )
-        return _text(answer.content)
 
 
 def make_summarizer_model(config: ModelConfig) -> BaseChatModel | None:

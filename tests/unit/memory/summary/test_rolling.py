@@ -13,12 +13,14 @@ from waiting import eventually
 
 from memory import Strata, TurnRequest
 from memory.breaker import Breaker
+from memory.config import ConfigSource
 from memory.locks import SessionLocks
 from memory.models import NEVER, Segment, Session, Summary, Turn, now, session_key
 from memory.sessions.lifetime import new_session
 from memory.stores.base import PAGE, Store
 from memory.summary.rolling import RollingSummary
-from memory.summary.summarizer import Suspending
+from memory.summary.summarizer import SuspendingSummarizer
+from memory.summary.writer import SummaryWriter
 from memory.window import shown, turn_tokens
 from unit.builders import SESSION, USER, StoreAround, counter, opened, say, turn
 from unit.texts import odd_text
@@ -88,7 +90,7 @@ def another_worker(
     strata: Strata, model: Model | None = None, *, store: Store | None = None
 ) -> RollingSummary:
     return RollingSummary(
-        store=store or strata.store, counter=strata.counter, config=strata.config,
+        store=store or strata.store, counter=strata.counter, config=ConfigSource(strata.config),
         locks=SessionLocks(), summarizer=model,
     )  # fmt: skip
 
@@ -115,10 +117,10 @@ async def fill(strata: Strata, turns: int, *, start: int = 0) -> None:
                   recall="none")  # fmt: skip
 
 
-# --- what a fold does ------------------------------------------------------------------------
+# --- what a compaction does ------------------------------------------------------------------
 
 
-async def test_a_full_window_is_folded_down_to_its_share(tmp_path: Path) -> None:
+async def test_a_full_window_is_compacted_down_to_its_share(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 2)
         await strata.caught_up()
@@ -171,22 +173,22 @@ async def test_every_seq_stands_once_at_every_step_and_the_summary_only_advances
         assert before.version > 0
 
 
-async def test_nothing_is_folded_without_room_for_a_summary(tmp_path: Path) -> None:
+async def test_nothing_is_compacted_without_room_for_a_summary(tmp_path: Path) -> None:
     async with opened(tmp_path, budget={**SMALL, "summary_tokens": 0}) as strata:
         await fill(strata, 6)
         await strata.caught_up()
         assert await summary_of(strata) == Summary()
 
 
-async def test_a_running_turn_is_not_folded(tmp_path: Path) -> None:
+async def test_a_running_turn_is_not_compacted(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 3)
         question = "I met Vasquez. " + "And so on. " * 100
         running = await strata.memory.begin(
             TurnRequest(user=USER, session_id=SESSION, question=question)
         )
-        await strata.summaries.fold(KEY)
-        await strata.caught_up()
+        await strata.summaries.compact(KEY)
+        await strata.settled()
         assert (await summary_of(strata)).covers_through < 5
         await running.finish("ok", status="done")
         await strata.caught_up()
@@ -194,19 +196,19 @@ async def test_a_running_turn_is_not_folded(tmp_path: Path) -> None:
         await check_each_seq_stands_once(strata)
 
 
-async def test_much_history_is_folded_in_several_passes_with_no_message_skipped(
+async def test_much_history_is_compacted_in_several_passes_with_no_message_skipped(
     tmp_path: Path,
 ) -> None:
     model = Model("They met.")
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         await fill(strata, 20)
-        await strata.caught_up()
-        news = "".join(call["news"] for call in model.calls)
+        await strata.settled()
+        news = "".join(call["new_text"] for call in model.calls)
         covered = (await summary_of(strata)).covers_through
         for n in range(covered // 2):
             assert f"on day {n}." in news
         assert len(model.calls) > 1
-        assert all(counter().count(call["news"]) <= 600 for call in model.calls)
+        assert all(counter().count(call["new_text"]) <= 600 for call in model.calls)
         await check_each_seq_stands_once(strata)
 
 
@@ -232,14 +234,16 @@ async def test_a_model_that_fails_leaves_a_degraded_extract_and_the_watermark_ad
         await check_each_seq_stands_once(strata)
 
 
-async def test_a_model_that_keeps_failing_is_not_asked_for_every_fold_but_tried_again_later(
+async def test_a_model_that_keeps_failing_is_not_asked_for_every_compaction_but_tried_again_later(
     tmp_path: Path,
 ) -> None:
     model, clock = Model(RuntimeError("down")), [0.0]
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         breaker = Breaker(failures=2, probe_seconds=30.0, clock=lambda: clock[0])
         strata.summaries.breaker = breaker
-        strata.summaries._summarizer = Suspending(model, breaker)
+        strata.summaries._writer = SummaryWriter(
+            counter=strata.counter, summarizer=SuspendingSummarizer(model, breaker)
+        )
         for n in range(4):
             await fill(strata, 6, start=6 * n)
             await strata.caught_up()
@@ -268,13 +272,13 @@ async def test_turns_that_arrive_while_a_summary_is_written_survive(tmp_path: Pa
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         await fill(strata, 6)
         await strata.sessions.session(KEY)
-        fold = asyncio.create_task(strata.summaries.fold(KEY))
+        compaction = asyncio.create_task(strata.summaries.compact(KEY))
         await eventually(lambda: len(model.calls) == 1)
         await fill(strata, 3, start=6)
         await check_each_seq_stands_once(strata)
         assert (await summary_of(strata)).version == 0
         model.release.set()
-        await fold
+        await compaction
         await check_each_seq_stands_once(strata)
         turns = await strata.store.turns.range(KEY, after=0, limit=99)
         assert [t.seq for t in turns] == list(range(1, 19, 2))
@@ -282,7 +286,7 @@ async def test_turns_that_arrive_while_a_summary_is_written_survive(tmp_path: Pa
         await check_each_seq_stands_once(strata)
 
 
-async def test_of_two_workers_that_fold_the_same_session_one_loses_cleanly(
+async def test_of_two_workers_that_compact_the_same_session_one_loses_cleanly(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
@@ -290,22 +294,24 @@ async def test_of_two_workers_that_fold_the_same_session_one_loses_cleanly(
         await strata.sessions.session(KEY)
         models = [Model(f"Worker {n} says.", held=True) for n in range(3)]
         workers = [another_worker(strata, model) for model in models]
-        folds = [asyncio.create_task(worker.fold(KEY)) for worker in workers]
+        compactions = [asyncio.create_task(worker.compact(KEY)) for worker in workers]
         await eventually(lambda: all(model.calls for model in models))
         for model in models:
             model.release.set()
-        await asyncio.gather(*folds)
+        await asyncio.gather(*compactions)
         summary = await summary_of(strata)
         assert summary.version == 1
         await check_each_seq_stands_once(strata)
 
 
-async def test_a_slow_worker_overwrites_nothing_that_was_folded_meanwhile(tmp_path: Path) -> None:
+async def test_a_slow_worker_overwrites_nothing_that_was_compacted_meanwhile(
+    tmp_path: Path,
+) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 6)
         await strata.sessions.session(KEY)
         slow = Model("Slow words.", held=True)
-        fold = asyncio.create_task(another_worker(strata, slow).fold(KEY))
+        compaction = asyncio.create_task(another_worker(strata, slow).compact(KEY))
         await eventually(lambda: bool(slow.calls))
         await strata.caught_up()
         await fill(strata, 6, start=6)
@@ -313,7 +319,7 @@ async def test_a_slow_worker_overwrites_nothing_that_was_folded_meanwhile(tmp_pa
         newest = await summary_of(strata)
         assert newest.version == 2
         slow.release.set()
-        await fold
+        await compaction
         assert await summary_of(strata) == newest
         await check_each_seq_stands_once(strata)
 
@@ -322,31 +328,31 @@ async def test_a_slow_worker_overwrites_nothing_that_was_folded_meanwhile(tmp_pa
 async def test_of_two_workers_with_other_plans_the_first_commit_counts_with_its_segment(
     tmp_path: Path, stored_in: dict[str, str], halt: str
 ) -> None:
-    """R14: they fold the same session from the same message on, but not to the same one."""
+    """R14: they compact the same session from the same message on, but not to the same one."""
     async with opened(tmp_path, budget=SMALL, store=stored_in) as strata:
         await fill(strata, 6)
         await strata.sessions.session(KEY)
         slow = Halting(strata.store, halt)
-        fold = asyncio.create_task(another_worker(strata, store=slow).fold(KEY))
+        compaction = asyncio.create_task(another_worker(strata, store=slow).compact(KEY))
         await asyncio.wait_for(slow.reached.wait(), 10)
         first = await summary_of(strata)
         assert first.version == (0 if halt == "sessions.change" else 1)
         await check_each_seq_stands_once(strata)
         await fill(strata, 6, start=6)
-        other = asyncio.create_task(another_worker(strata).fold(KEY))
+        other = asyncio.create_task(another_worker(strata).compact(KEY))
         if halt == "sessions.change":  # SQLite has no claims: its one process has its locks
             if strata.store.embedded:
                 await other
                 assert (await summary_of(strata)).covers_through > 12
             await check_each_seq_stands_once(strata)
         slow.go_on.set()
-        await asyncio.gather(fold, other)
+        await asyncio.gather(compaction, other)
         assert (await summary_of(strata)).unfiled is None
         await check_each_seq_stands_once(strata)
 
 
 @pytest.mark.parametrize("halt", ["sessions.change", "segments.put"])
-async def test_a_fold_that_is_killed_at_its_writes_is_done_or_finished_by_the_next(
+async def test_a_compaction_that_is_killed_at_its_writes_is_done_or_finished_by_the_next(
     tmp_path: Path, stored_in: dict[str, str], halt: str
 ) -> None:
     """R14: a crash before the commit leaves nothing; one after it leaves the segment to file."""
@@ -355,10 +361,10 @@ async def test_a_fold_that_is_killed_at_its_writes_is_done_or_finished_by_the_ne
         await fill(strata, 6)
         await strata.sessions.session(KEY)
         slow = Halting(strata.store, halt)
-        fold = asyncio.create_task(another_worker(strata, store=slow).fold(KEY))
+        compaction = asyncio.create_task(another_worker(strata, store=slow).compact(KEY))
         await asyncio.wait_for(slow.reached.wait(), 10)
-        fold.cancel()
-        await asyncio.gather(fold, return_exceptions=True)
+        compaction.cancel()
+        await asyncio.gather(compaction, return_exceptions=True)
         left = await summary_of(strata)
         assert (left.version, left.unfiled is None) == ((0, True) if halt == "sessions.change"
                                                         else (1, False))  # fmt: skip
@@ -371,15 +377,15 @@ async def test_a_fold_that_is_killed_at_its_writes_is_done_or_finished_by_the_ne
         await check_each_seq_stands_once(strata)
 
 
-async def test_a_fold_that_is_killed_before_its_write_is_done_again(tmp_path: Path) -> None:
+async def test_a_compaction_that_is_killed_before_its_write_is_done_again(tmp_path: Path) -> None:
     model = Model("They met.", held=True)
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         await fill(strata, 6)
         await strata.sessions.session(KEY)
-        fold = asyncio.create_task(strata.summaries.fold(KEY))
+        compaction = asyncio.create_task(strata.summaries.compact(KEY))
         await eventually(lambda: bool(model.calls))
-        fold.cancel()
-        await asyncio.gather(fold, return_exceptions=True)
+        compaction.cancel()
+        await asyncio.gather(compaction, return_exceptions=True)
         await check_each_seq_stands_once(strata)
         assert await strata.store.segments.of(KEY, now=now()) == []
     async with opened(tmp_path, budget=SMALL) as strata:
@@ -390,7 +396,7 @@ async def test_a_fold_that_is_killed_before_its_write_is_done_again(tmp_path: Pa
         await check_each_seq_stands_once(strata)
 
 
-async def test_a_fold_begun_before_an_erase_brings_nothing_back(tmp_path: Path) -> None:
+async def test_a_compaction_begun_before_an_erase_brings_nothing_back(tmp_path: Path) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
         await fill(strata, 6)
         await strata.caught_up()
@@ -398,13 +404,13 @@ async def test_a_fold_begun_before_an_erase_brings_nothing_back(tmp_path: Path) 
         await fill(strata, 6)
         await strata.sessions.session(KEY)
         slow = Model("Maria is the canary.", held=True)
-        fold = asyncio.create_task(another_worker(strata, slow).fold(KEY))
+        compaction = asyncio.create_task(another_worker(strata, slow).compact(KEY))
         await eventually(lambda: bool(slow.calls))
         await strata.history.delete_session(USER, SESSION)
         await say(strata, "A new life begins.", recall="none")
         await strata.sessions.session(KEY)
         slow.release.set()
-        await fold
+        await compaction
         assert await summary_of(strata) == Summary()
         assert await strata.store.segments.of(KEY, now=now()) == []
         await check_each_seq_stands_once(strata)
@@ -443,7 +449,7 @@ async def test_a_page_of_expired_turns_does_not_hold_up_the_living(tmp_path: Pat
         alive = [said(dead[-1].last_seq + 1 + 2 * n, f"I met {p}.") for n, p in enumerate(PEOPLE)]
         await prepared(strata, [*dead, *alive], Summary(), [])
         async with asyncio.timeout(10):
-            await strata.summaries.fold(KEY)
+            await strata.summaries.compact(KEY)
         summary = await summary_of(strata)
         assert summary.covers_through > dead[-1].last_seq
         assert "Maria" in summary.text
@@ -456,11 +462,11 @@ async def test_a_summary_lives_no_longer_than_the_oldest_message_in_it(tmp_path:
             said(1 + 2 * n, f"I met {p}.", later) for n, p in enumerate(PEOPLE[1:], start=1)
         ]
         await prepared(strata, turns, Summary(), [])
-        await strata.summaries.fold(KEY)
+        await strata.summaries.compact(KEY)
         assert (await summary_of(strata)).expires_at == soon
 
 
-async def test_a_fold_over_an_expired_text_keeps_what_the_living_segments_say(
+async def test_a_compaction_over_an_expired_text_keeps_what_the_living_segments_say(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
@@ -473,7 +479,7 @@ async def test_a_fold_over_an_expired_text_keeps_what_the_living_segments_say(
         ]
         turns = [said(9 + 2 * n, f"I met {p}.") for n, p in enumerate(PEOPLE[:6])]
         await prepared(strata, turns, old, segments)
-        await strata.summaries.fold(KEY)
+        await strata.summaries.compact(KEY)
         summary = await summary_of(strata)
         assert summary.covers_through > 8
         assert "Ottoline" in summary.text
@@ -490,7 +496,7 @@ async def test_rolling_anew_leaves_out_what_expired_and_keeps_the_rest(tmp_path:
             segment(5, 8, "8 May 2024:\nUser: I met Ottoline."),
         ]
         session = await prepared(strata, [said(9, "hello")], old, segments)
-        await strata.summaries.refold(session)
+        await strata.summaries.rebuild(session)
         summary = await summary_of(strata)
         assert summary.text == "8 May 2024:\nUser: I met Ottoline."
         assert (summary.version, summary.covers_through, summary.expires_at) == (4, 8, NEVER)
@@ -508,14 +514,14 @@ async def test_rolling_anew_knows_the_segment_that_a_crash_left_and_no_stray_one
         segments = [
             segment(1, 4, "8 May 2024:\nUser: I met Bruno."),
             segment(5, 6, "8 May 2024:\nUser: The loser of a race met the Canary."),
-            segment(9, 12, "8 May 2024:\nUser: A fold never committed met the Canary."),
+            segment(9, 12, "8 May 2024:\nUser: A compaction never committed met the Canary."),
             msgspec.structs.replace(
                 segment(2, 3, "8 May 2024:\nUser: In another life I met the Canary."),
                 begun=begun - timedelta(days=1),
             ),
         ]
         session = await prepared(strata, [said(9, "hello")], old, segments, begun=begun)
-        await strata.summaries.refold(session)
+        await strata.summaries.rebuild(session)
         summary = await summary_of(strata)
         assert summary.text == "8 May 2024:\nUser: I met Bruno.\nUser: I met Ottoline."
         assert (summary.version, summary.covers_through, summary.unfiled) == (4, 8, None)
@@ -528,12 +534,12 @@ async def test_a_segment_that_expired_before_it_was_filed_is_never_filed(tmp_pat
         old = Summary(text="Canary.", version=3, covers_through=8, expires_at=past,
                       unfiled=segment(1, 8, "8 May 2024:\nUser: The Canary.", past))  # fmt: skip
         session = await prepared(strata, [said(9, "hello")], old, [])
-        await strata.summaries.refold(session)
+        await strata.summaries.rebuild(session)
         assert await summary_of(strata) == Summary(version=4, covers_through=8)
         assert await strata.store.segments.of(KEY, now=past - timedelta(hours=1)) == []
 
 
-async def test_a_fold_whose_messages_expire_while_it_is_written_stores_nothing_of_them(
+async def test_a_compaction_whose_messages_expire_while_it_is_written_stores_nothing_of_them(
     tmp_path: Path,
 ) -> None:
     async with opened(tmp_path, budget=SMALL) as strata:
@@ -543,13 +549,13 @@ async def test_a_fold_whose_messages_expire_while_it_is_written_stores_nothing_o
         ]
         await prepared(strata, turns, Summary(), [])
         slow = Model("The Canary, Bruno and the others.", held=True)
-        fold = asyncio.create_task(another_worker(strata, slow).fold(KEY))
+        compaction = asyncio.create_task(another_worker(strata, slow).compact(KEY))
         await eventually(lambda: bool(slow.calls))
         await eventually(lambda: now() > soon)
         await strata.sweeper.sweep()
         slow.answer = RuntimeError("down")
         slow.release.set()
-        await fold
+        await compaction
         summary = await summary_of(strata)
         segments = await strata.store.segments.of(KEY, now=now() - timedelta(hours=1))
         assert "Canary" not in summary.text + str(segments)
