@@ -32,6 +32,9 @@ class FoundMemories(NamedTuple):
 
 
 class History:
+    """Reads back what a user said and was answered, and erases sessions. Nothing of another user
+    is ever found: it does not exist here."""
+
     def __init__(
         self,
         *,

@@ -85,6 +85,9 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TurnError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a turn has no whole answer: a code of the contract, a text without inner details, and
+    whether the same request may succeed later (not before `retry_after_s` seconds)."""
+
     code: str
     message: str
     retryable: bool

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -88,6 +90,9 @@ class Strata:
 
         Raises as `Memory.begin`.
         """
+        if options.get("idempotency_key") is not None:
+            same = json.dumps([session_id, question, options.get("system", "")])
+            options.setdefault("body_hash", hashlib.sha256(same.encode()).hexdigest())
         async with await self.memory.begin(
             TurnRequest(user=user, session_id=session_id, question=question, **options)
         ) as turn:

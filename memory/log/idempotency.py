@@ -54,7 +54,7 @@ class Idempotency:
         if turn.recorded_at + KEPT <= moment or turn.expires_at <= moment:
             await self._store.turns.forget_key(turn)
             return None
-        if turn.body_hash != request.body_hash:
+        if (turn.body_hash or "") != request.body_hash:
             raise KeyReused
         if turn.status == "running":
             if not first_in_queue or not self._lease.is_over(turn):

@@ -209,7 +209,8 @@ async def main():
             await strata.caught_up()
         await say(strata, "question 3", "answer 3")
         await strata.projector.run_once()
-        accepted = await strata.memory.begin(TurnRequest(user=USER, session_id=SESSION, question="last"))
+        asked = TurnRequest(user=USER, session_id=SESSION, question="last")
+        accepted = await strata.memory.begin(asked)
         await accepted.flush("half")
         os.kill(os.getpid(), signal.SIGKILL)
 
