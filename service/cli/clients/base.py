@@ -48,6 +48,6 @@ class Client(Protocol):
         """The state of every part, as `/health/ready` gives it."""
         ...
 
-    async def settled(self) -> None:
+    async def caught_up(self) -> None:
         """Return when all that was said can be found, where that is this process's work."""
         ...

@@ -126,7 +126,7 @@ class HttpClient:
         answer: dict[str, Any] = (await self._client.get("/health/ready")).json()
         return answer
 
-    async def settled(self) -> None:
+    async def caught_up(self) -> None:
         """The service goes on with its projections by itself."""
 
 

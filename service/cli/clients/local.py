@@ -70,5 +70,5 @@ class LocalClient:
         await self._services.strata.embeddings_loaded.wait()
         return {"status": "ready", **await probe(self._services)}
 
-    async def settled(self) -> None:
+    async def caught_up(self) -> None:
         await self._services.strata.caught_up()

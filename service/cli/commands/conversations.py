@@ -46,7 +46,7 @@ def chat(
             # What was said is stored; that it can be found at once next time is worth a moment.
             with suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_SECONDS):
-                    await client.settled()
+                    await client.caught_up()
 
     run(work())
 
@@ -76,7 +76,7 @@ def import_(
             found = read(file, format_=format_.value, user=whose.name if named else None)
             done = await import_batches(found, client, console, max_bytes=settings.limits.message)
             print(f"{done.accepted} messages imported, {done.duplicates} were there already")
-            await client.settled()
+            await client.caught_up()
 
     run(work())
 
