@@ -17,7 +17,7 @@ TENANT = "evals"
 async def sandbox(config: MemoryConfig) -> AsyncIterator[Strata]:
     """`config` over embedded stores in a temporary folder, with its model loaded (or failed).
 
-    Nothing expires, and nothing runs by itself: what is measured waits for `settled()`.
+    Nothing expires, and nothing runs by itself: what is measured waits for `caught_up()`.
     """
     with tempfile.TemporaryDirectory(prefix="strata-evals-") as folder:
         async with open_memory(_at(config, Path(folder)), background=False) as strata:
@@ -37,4 +37,5 @@ def _at(config: MemoryConfig, folder: Path) -> MemoryConfig:
 
 def embedding_of(strata: Strata) -> str:
     """State and identity of the embedding model, or why there is none."""
-    return f"{strata.embeddings.state} {strata.embeddings.identity or strata.embeddings.reason}".strip()
+    model = strata.embeddings
+    return f"{model.state} {model.identity or model.reason}".strip()

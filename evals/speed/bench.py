@@ -8,43 +8,23 @@ the service's own log: from the arrival of the request to the model call.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
 
 import httpx
 import msgspec
 
-from evals.quality.datasets import committed
-from memory.interchange.conversations import load_conversations
+from evals.speed.processes import model_server, service
+from evals.speed.turns import model_calls, quiet, take_turn, user_texts
 
-ANSWER = (
-    "That sounds like a good walk. A second shop is a big step for Anna; the place near the "
-    "station will bring her many early guests, and Biscuit will not mind another bakery."
-)
 LONG_MESSAGES = 2_000
 SHORT_MESSAGES = 20
 MEMORY_TURNS = 2_000
 BASELINE_TURNS = 200
-DEADLINE_SECONDS = 60.0
-POLL_SECONDS = 0.005
-
-
-class Service(NamedTuple):
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-    seconds_to_port: float
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +56,7 @@ async def _measure(index: str, rounds: int, tell: Callable[[str], None]) -> Figu
         indexed = {"STRATA_INDEX__URL": "none"} if index == "none" else {}
         async with (
             model_server(folder) as model_url,
-            service(folder, model_url, **indexed) as started,
+            service(folder, model_url, indexed) as started,
         ):
             async with httpx.AsyncClient(base_url=started.url, timeout=60, trust_env=False) as http:
                 tell(f"index {index}: filling a session of {LONG_MESSAGES} messages")
@@ -137,120 +117,6 @@ def fsync_ms(folder: Path, samples: int = 100) -> float:
             os.fsync(file.fileno())
             times.append((time.perf_counter() - started) * 1000)
     return median(times)
-
-
-@asynccontextmanager
-async def model_server(folder: Path) -> AsyncIterator[str]:
-    process = _spawn("evals.fake_openai", "--port", "0", cwd=folder, log=folder / "model.log")
-    try:
-        assert process.stdout is not None
-        line = await asyncio.to_thread(process.stdout.readline)
-        url = f"http://127.0.0.1:{json.loads(line)['port']}"
-        async with httpx.AsyncClient(trust_env=False) as http:
-            await http.post(f"{url}/mode", json={"mode": "ok", "text": ANSWER})
-        yield f"{url}/v1"
-    finally:
-        _stop(process)
-
-
-@asynccontextmanager
-async def service(folder: Path, model_url: str, **variables: str) -> AsyncIterator[Service]:
-    """A service process in `folder` over a model server, without embedding."""
-    configured = {
-        "STRATA_MODEL__BASE_URL": model_url,
-        "STRATA_EMBEDDING__PROVIDER": "none",
-        "STRATA_SERVER__PORT": "0",
-        **variables,
-    }
-    log = folder / "service.log"
-    started = time.perf_counter()
-    process = _spawn("service", "serve", cwd=folder, log=log, **configured)
-    try:
-        url = await _serving(log, process)
-        yield Service(process, url, log, time.perf_counter() - started)
-    finally:
-        _stop(process)
-
-
-def _spawn(
-    module: str, *arguments: str, cwd: Path, log: Path, **variables: str
-) -> subprocess.Popen[bytes]:
-    """A module of this project as a process; what it says on stderr is in `log`."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STRATA_", "OPENAI_"))}
-    with log.open("wb") as errors:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=cwd,
-            env={**inherited, **variables, "PYTHONPATH": str(Path(__file__).parents[2])},
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-
-
-async def _serving(log: Path, process: subprocess.Popen[bytes]) -> str:
-    """The address that it tells in its log."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        for line in log.read_bytes().splitlines(keepends=True):
-            if line.endswith(b"\n") and (event := json.loads(line)).get("event") == "serving":
-                return str(event["url"])
-        await asyncio.sleep(0.01)
-    raise OSError("the service did not open its port; is its configuration right?")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=DEADLINE_SECONDS)
-    if process.stdout is not None:
-        process.stdout.close()
-
-
-def user_texts() -> list[str]:
-    """What the user of the committed English conversation says: varied, as people talk."""
-    data = next(path for path in committed() if path.stem == "small_en")
-    return [
-        turn.text
-        for conversation in load_conversations(data)
-        for session in conversation.sessions
-        for turn in session.turns
-        if turn.role == "user"
-    ]
-
-
-async def take_turn(
-    http: httpx.AsyncClient, texts: list[str], session: str, n: int, request_id: str
-) -> dict[str, Any]:
-    """The turn as the service answers it."""
-    response = await http.post(
-        f"/v1/sessions/{session}/turns",
-        json={"message": f"{texts[n % len(texts)]} ({n})", "stream": False},
-        headers={"X-Request-Id": request_id},
-    )
-    turn: dict[str, Any] = response.raise_for_status().json()
-    return turn
-
-
-async def quiet(http: httpx.AsyncClient) -> None:
-    """Until the projections have caught up. Short pauses, and one in any case: a processor that
-    has slept is slower for a while, and every measured turn is to begin alike."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline:
-        await asyncio.sleep(POLL_SECONDS)
-        ready: dict[str, Any] = (await http.get("/health/ready")).json()
-        if ready["projection"]["behind"] == 0:
-            return
-    raise OSError("the projections did not catch up")
-
-
-def model_calls(log: Path) -> dict[str, float]:
-    """Milliseconds from request to model call, by request id."""
-    found = {}
-    for line in log.read_bytes().splitlines():
-        event = json.loads(line)
-        if event.get("event") == "turn.model_call":
-            found[event["request_id"]] = event["elapsed_ms"]
-    return found
 
 
 def _rss_kb(pid: int) -> int:

@@ -8,45 +8,23 @@ and only the two that are compared run: with more of them every one would be met
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit, urlunsplit
-from uuid import NAMESPACE_URL, uuid5
 
 import httpx
 import msgspec
 
-from evals.speed.bench import (
-    Service,
-    model_calls,
-    model_server,
-    quiet,
-    service,
-    take_turn,
-    user_texts,
-)
-from memory import MemoryConfig, User
-from memory.embeddings import sparse
-from memory.indexes.base import Payload, Point, VectorIndex
-from memory.log.transitions import Incoming, recorded_turn
-from memory.models import Turn, now, session_key, turn_id
-from memory.sessions.lifetime import new_session
-from memory.stores import make_store
-from memory.stores.base import Store
-from memory.strata import make_index
-from memory.tokens import EstimatedCounter
+from evals.speed.filling import fill
+from evals.speed.processes import Service, model_server, service
+from evals.speed.turns import model_calls, quiet, take_turn, user_texts
+from memory import MemoryConfig
+from memory.models import now
 
-USERS = 1_000
-SESSION_TURNS = 100
-SESSIONS_AT_ONCE = 4
 TURNS_A_SESSION = 10  # of the measured user
-POINTS_AT_ONCE = 1_000
-YEAR = 365 * 86400.0
 # What is compared with what, and how much more it may cost.
 PAIRS = (
     ("embedded, filled", "embedded, empty", 1.2),
@@ -122,7 +100,13 @@ async def run(
         measured = variants(folder, store=store, index=index, turns=turns)
         for variant in measured:
             if variant.filled:
-                await fill(variant, turns=turns, points=points, tell=tell)
+                await fill(
+                    _config(variant),
+                    name=variant.name,
+                    turns=turns,
+                    points=points,
+                    tell=tell,
+                )
         by_name = {variant.name: variant for variant in measured}
         found: list[ScaleFigures] = []
         for above, below, _ in PAIRS:
@@ -133,29 +117,6 @@ async def run(
         return found
 
 
-async def fill(variant: Variant, *, turns: int, points: int, tell: Callable[[str], None]) -> None:
-    """Other users' turns and points; nothing is done for what a run before has left there."""
-    config = _config(variant)
-    kept, projected = make_store(config), make_index(config)
-    await kept.open()
-    try:
-        last = _sessions(turns)[-1] if turns else None
-        if last is not None and await kept.sessions.get(last) is None:
-            await _fill_store(kept, turns, lambda n: tell(f"{variant.name}: {n:,} turns"))
-    finally:
-        await kept.close()
-    if projected is None:
-        return
-    await projected.open()
-    try:
-        if await projected.count() < points:
-            await _fill_index(projected, points, turns)
-    finally:
-        await projected.flush()
-        await projected.close()
-    tell(f"{variant.name}: {points:,} points")
-
-
 def _config(variant: Variant) -> MemoryConfig:
     return MemoryConfig.model_validate(
         {
@@ -163,70 +124,6 @@ def _config(variant: Variant) -> MemoryConfig:
             "index": {"url": variant.index, "collection": variant.collection, "timeout": "60s"},
         }
     )
-
-
-def _sessions(turns: int) -> list[str]:
-    """The keys of the sessions that hold other users' turns."""
-    return [
-        session_key(User("bench", f"user{n % USERS}").key, f"s{n // USERS}")
-        for n in range(-(-turns // SESSION_TURNS))
-    ]
-
-
-async def _fill_store(store: Store, turns: int, tell: Callable[[int], None]) -> None:
-    texts = user_texts()
-    at_once = asyncio.Semaphore(SESSIONS_AT_ONCE)
-    filled = 0
-
-    async def fill_session(n: int, key: str) -> None:
-        nonlocal filled
-        async with at_once:
-            user, name = User("bench", f"user{n % USERS}"), f"s{n // USERS}"
-            size = min(SESSION_TURNS, turns - n * SESSION_TURNS)
-            await store.turns.append(list(_turns(user, name, key, size, texts)))
-            await store.work.mark_projected(key, through=size)
-            document = new_session(user.key, name, now())
-            await store.sessions.put(
-                msgspec.structs.replace(
-                    document, title=name, last_seq=size, lexical_through=size, dense_through=size
-                )
-            )
-        filled += size
-        if filled % (USERS * SESSION_TURNS) < size:
-            tell(filled)
-
-    *others, last = enumerate(_sessions(turns))
-    await asyncio.gather(*(fill_session(n, key) for n, key in others))
-    await fill_session(*last)  # it tells that all are there
-
-
-def _turns(user: User, name: str, key: str, size: int, texts: list[str]) -> Iterator[Turn]:
-    moment = now()
-    for seq in range(1, size + 1):
-        said = Incoming(role="user", content=texts[seq % len(texts)])
-        turn = recorded_turn(user, name, seq, said, ttl=YEAR, counter=EstimatedCounter())
-        at = moment - timedelta(minutes=size - seq)
-        yield msgspec.structs.replace(turn, created_at=at, id=turn_id(key, seq))
-
-
-async def _fill_index(index: VectorIndex, points: int, turns: int) -> None:
-    vectors = [sparse.embed_document(text) for text in user_texts()]
-    expires = int((now() + timedelta(days=365)).timestamp())
-    keys = _sessions(max(turns, USERS * SESSION_TURNS))
-    batch: list[Point] = []
-    for n in range(points):
-        key = keys[n % len(keys)]
-        message = f"{turn_id(key, n // len(keys) + 1)}.u"
-        payload = Payload(
-            user=key.partition(".")[0], session=key, message=message, role="user", speakers=[],
-            day=now().toordinal(), tokens=20, passage=0, expires_at=expires,
-        )  # fmt: skip
-        id_ = str(uuid5(NAMESPACE_URL, message))
-        batch.append(Point(id_, payload, vectors[n % len(vectors)], None))
-        if len(batch) == POINTS_AT_ONCE:
-            await index.upsert(batch)
-            batch = []
-    await index.upsert(batch)
 
 
 async def _measure(
@@ -243,9 +140,11 @@ async def _measure(
                 service(
                     own,
                     model_url,
-                    STRATA_STORE__URL=variant.store,
-                    STRATA_INDEX__URL=variant.index,
-                    STRATA_INDEX__COLLECTION=variant.collection,
+                    {
+                        "STRATA_STORE__URL": variant.store,
+                        "STRATA_INDEX__URL": variant.index,
+                        "STRATA_INDEX__COLLECTION": variant.collection,
+                    },
                 )
             )
             client = httpx.AsyncClient(base_url=started.url, timeout=60, trust_env=False)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from service.cli.clients import Client
+from service.cli.clients.base import Client
 
 HELP = "/context shows the receipt of the last answer, /quit ends (or Ctrl-D)"
 

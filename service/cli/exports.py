@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from memory.interchange.conversations import Line
 from memory.models import Message
-from service.cli.clients import Client
+from service.cli.clients.base import Client
 
 PAGE = 100  # messages at once: this much text is held in memory
 _UNFINISHED = ("running", "forgotten")

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from memory.errors import InvalidInput
 from memory.interchange.conversations import Batch, batches, load_conversations, read_lines
 from memory.log.transitions import Incoming
-from service.cli.clients import Client
+from service.cli.clients.base import Client
 from service.http.problems import Problem
 from service.http.shapes import check_message, check_session_id
 

@@ -22,13 +22,13 @@ def test_sizes_are_bytes(written: Any, size: int) -> None:
     assert LimitsConfig.model_validate({"body": written}).body == size
 
 
-@pytest.mark.parametrize("written", ["lots", "", "64xB", "-1kB", True, 1.5, None])
+@pytest.mark.parametrize("written", ["lots", "", "64xB", "-1kB", -1, True, 1.5, None])
 def test_anything_else_is_no_size_and_the_error_shows_how_one_is_written(written: Any) -> None:
     with pytest.raises(ValidationError, match="write a size as 64kB, 1MB or a number of bytes"):
         LimitsConfig.model_validate({"body": written})
 
 
-@pytest.mark.parametrize("written", [0, -1, "0kB"])
+@pytest.mark.parametrize("written", [0, "0kB"])
 def test_a_size_is_above_zero(written: Any) -> None:
     with pytest.raises(ValidationError, match="greater than 0"):
         LimitsConfig.model_validate({"body": written})

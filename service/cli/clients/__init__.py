@@ -1,0 +1,1 @@
+"""What the commands talk to: a running service over HTTP, or the stores opened here."""
