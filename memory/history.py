@@ -14,8 +14,7 @@ from memory.ids import SessionKey, TurnId
 from memory.log.session_lease import lease_is_over
 from memory.log.transitions import interrupted
 from memory.models import Message, Recollection, Role, Session, Turn, User, now, session_key
-from memory.recall.hydration import hydrate
-from memory.recall.search import Recall
+from memory.recall.search import Recall, hydrate
 from memory.retention.erasing import Eraser
 from memory.sessions.documents import SessionDocuments
 from memory.sessions.lifetime import has_ended, session_expiry

@@ -19,8 +19,7 @@ from memory.errors import StoreUnavailable
 from memory.ids import MessageId, SessionKey
 from memory.log.transitions import recounted
 from memory.models import Recalled, Session, Turn, now
-from memory.recall.hydration import hydrate
-from memory.recall.search import Recall
+from memory.recall.search import Recall, hydrate
 from memory.receipt import Context
 from memory.sessions.lifetime import finished, new_session
 from memory.stores.base import LoadedSession, Store

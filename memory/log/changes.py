@@ -1,4 +1,4 @@
-"""Sessions in which something has changed: the log notes them, the projector takes them."""
+"""Sessions in which something has changed: the log adds them, the projector takes them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,25 @@ from memory.ids import SessionKey
 
 
 class ChangeFeed:
-    """Only a hint that saves waiting for the next interval: what is pending stands in the store."""
+    """Only a hint that saves waiting for the next interval: what is pending stands in the store.
+
+    A writer adds to `sessions` and sets `event`, which costs a turn no call.
+    """
 
     def __init__(self) -> None:
-        self._changed: set[SessionKey] = set()
-        self._event = asyncio.Event()
-
-    def note(self, key: SessionKey) -> None:
-        self._changed.add(key)
-        self._event.set()
-
-    def wake(self) -> None:
-        """End the wait without a change."""
-        self._event.set()
+        self.sessions: set[SessionKey] = set()
+        self.event = asyncio.Event()
 
     def take(self) -> set[SessionKey]:
         """The sessions that changed since the last call."""
-        taken, self._changed = self._changed, set()
-        self._event.clear()
+        taken, self.sessions = self.sessions, set()
+        self.event.clear()
         return taken
 
     async def wait(self, timeout_seconds: float) -> None:
         """Return at the next change (or for one that was not taken yet), or after the timeout."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._event.wait()
+                await self.event.wait()
         except TimeoutError:
             pass

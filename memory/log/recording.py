@@ -46,7 +46,7 @@ class Recorder:
             return await self._record(user, session_id, key, messages, wait_until)
         finally:
             self._log.queue.release(key)
-            self._log.changes.note(key)
+            self._log.note_change(key)
 
     async def _record(
         self,

@@ -1,19 +1,21 @@
-"""The running turn is the lease of its session: between processes nothing else keeps turns apart.
+"""One turn at a time per session: by a queue inside this process, by a lease between processes.
 
-A writer that finds a running turn waits for its end; one whose process is gone is ended here.
-Safety rests on the fencing token, never on clocks: a writer that was taken over matches nothing.
+The running turn is the lease. A writer that finds one waits for its end, or ends it when its
+process is gone. Safety rests on the fencing token, never on clocks: a writer that was taken over
+matches nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from datetime import timedelta
 from typing import NamedTuple
 
 from memory.config import ConfigSource, MemoryConfig
-from memory.errors import SessionBusy
+from memory.errors import SessionBusy, Stopping, TooManyWaiting
 from memory.ids import SessionKey
 from memory.log.session_tails import SessionTails
 from memory.log.transitions import interrupted
@@ -28,7 +30,8 @@ CLOCK_SKEW = timedelta(seconds=2)
 POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 0.25
 POLL_GROWTH = 1.5
-BUSY_RETRY_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+MOST_WAITING = 64
 
 
 class OpenedSession(NamedTuple):
@@ -37,6 +40,69 @@ class OpenedSession(NamedTuple):
     session: Session
     loaded: LoadedSession
     waited: bool
+
+
+class _Place:
+    """The lock of one session, and how many hold it or wait for it."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.users = 0
+
+
+class SessionQueue:
+    """Acquired by the request that accepts a turn, released when that turn has ended."""
+
+    def __init__(self) -> None:
+        self._places: dict[SessionKey, _Place] = {}
+        self._shut = asyncio.Event()
+
+    def shut(self) -> None:
+        """Let no request through any more, not even those that wait already."""
+        self._shut.set()
+
+    def is_free(self, key: SessionKey) -> bool:
+        return key not in self._places
+
+    async def acquire(
+        self, key: SessionKey, *, wait_seconds: float, most_waiting: int = MOST_WAITING
+    ) -> None:
+        """Raises SessionBusy when the session is not free in time, TooManyWaiting when
+        `most_waiting` wait for it already, Stopping when the queue is shut."""
+        if self._shut.is_set():
+            raise Stopping("no more turns are taken")
+        place = self._places.setdefault(key, _Place())
+        place.users += 1
+        try:
+            # asyncio.Lock may already be handed to a waiter, so ask our own count, not the lock.
+            if place.users == 1:
+                await place.lock.acquire()
+                return
+            if wait_seconds <= 0:
+                raise SessionBusy(RETRY_SECONDS)
+            if place.users - 1 > most_waiting:  # without the one that is through
+                raise TooManyWaiting(RETRY_SECONDS)
+            async with asyncio.timeout(None if math.isinf(wait_seconds) else wait_seconds):
+                await place.lock.acquire()
+        except TimeoutError:
+            self._leave(key, place)
+            raise SessionBusy(RETRY_SECONDS) from None
+        except BaseException:
+            self._leave(key, place)
+            raise
+        if self._shut.is_set():
+            self.release(key)
+            raise Stopping("no more turns are taken")
+
+    def release(self, key: SessionKey) -> None:
+        place = self._places[key]
+        place.lock.release()
+        self._leave(key, place)
+
+    def _leave(self, key: SessionKey, place: _Place) -> None:
+        place.users -= 1
+        if place.users == 0:
+            del self._places[key]
 
 
 class SessionLease:
@@ -71,7 +137,7 @@ class SessionLease:
                 break
             left = wait_until - time.monotonic()
             if left <= 0:
-                raise SessionBusy(BUSY_RETRY_SECONDS)
+                raise SessionBusy(RETRY_SECONDS)
             waited = True
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
             pause = min(pause * POLL_GROWTH, LONGEST_POLL_SECONDS)

@@ -18,8 +18,7 @@ from memory.errors import SessionBusy, TurnLost
 from memory.ids import SessionKey
 from memory.log.changes import ChangeFeed
 from memory.log.idempotency import Idempotency
-from memory.log.session_lease import BUSY_RETRY_SECONDS, OpenedSession, SessionLease
-from memory.log.session_queue import SessionQueue
+from memory.log.session_lease import RETRY_SECONDS, OpenedSession, SessionLease, SessionQueue
 from memory.log.session_tails import ENDED_WELL, SessionTails
 from memory.log.transitions import RERUNNABLE, accepted_turn, interrupted
 from memory.models import Session, Turn, User, now
@@ -58,7 +57,7 @@ class Reader(Protocol):
 
 
 class TurnLog:
-    """Writers take the `queue`, then `lease.open`, then `append`; `changes` notes each change."""
+    """Writers take the `queue`, then `lease.open`, then `append`, then `note_change`."""
 
     def __init__(
         self,
@@ -71,7 +70,7 @@ class TurnLog:
         self.store = store
         self.counter = counter
         self.config = config
-        self.changes = changes
+        self._changes = changes
         self.queue = SessionQueue()
         self._tails = SessionTails()
         self.lease = SessionLease(store=store, tails=self._tails, config=config)
@@ -105,7 +104,7 @@ class TurnLog:
         if opened.waited:
             reader.restart()
         reader.show(opened.session, opened.loaded, turn)
-        self.changes.note(key)
+        self.note_change(key)
         ttl_seconds = config.ttl.session
         return AcceptedTurn(turn, session_expiry(opened.session, turn.recorded_at, ttl_seconds))
 
@@ -138,7 +137,7 @@ class TurnLog:
             if inserted:
                 return opened._replace(waited=waited), turn
             waited = True  # another process was first
-        raise SessionBusy(BUSY_RETRY_SECONDS)
+        raise SessionBusy(RETRY_SECONDS)
 
     def _turn(self, request: TurnRequest, key: SessionKey, seq: int) -> Turn:
         config = self.config.current
@@ -241,7 +240,12 @@ class TurnLog:
         elif not self.store.embedded:
             self._tails.keep(turn, expires_at=session_expires_at)
         self.queue.release(turn.session_key)
-        self.changes.note(turn.session_key)
+        self.note_change(turn.session_key)
+
+    def note_change(self, key: SessionKey) -> None:
+        """For projections, which look at this session soon."""
+        self._changes.sessions.add(key)
+        self._changes.event.set()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Do it to its end, whatever becomes of the caller; `drain` waits for it."""

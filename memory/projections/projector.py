@@ -97,7 +97,8 @@ class Projector:
 
     def wake(self, session_key: SessionKey) -> None:
         """There is news in this session."""
-        self._changes.note(session_key)
+        self._changes.sessions.add(session_key)
+        self._changes.event.set()
 
     def _take_changes(self) -> None:
         for key in self._changes.take():
@@ -132,7 +133,7 @@ class Projector:
         for progress in self._progress.values():
             progress.dense = 0 if reset else progress.dense
             progress.settled = min(progress.settled, progress.dense)
-        self._changes.wake()
+        self._changes.event.set()
 
     def forget(self, session_key: SessionKey) -> None:
         """The session was erased: what is known of its progress is void."""

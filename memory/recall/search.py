@@ -1,8 +1,9 @@
-"""Recall: a question becomes ranked candidates from this user's whole past.
+"""Recall: from a question to what was said that bears on it, in this user's whole past.
 
-Talks to the index and to the embedding model, never to the store: whether a candidate still
-lives, whose it is and what it says is for the orchestrator to read again. Failing or late parts
-cost recall, not the answer; `degraded` says which.
+`Recall.search` asks index and embedding model alone: it ranks. `hydrate` re-reads the best of it
+from the store: owner, expiry and text come from there, so that a stale or hostile index can cost
+recall, but never show another user's text, nor bring back what was erased or has expired. Parts
+that fail or are late cost recall, not the answer; `degraded` names them.
 """
 
 from __future__ import annotations
@@ -10,27 +11,37 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import structlog
 
 from memory.breaker import Breaker
-from memory.config import ConfigSource, MemoryConfig
+from memory.config import ConfigSource, MemoryConfig, TtlConfig
 from memory.embeddings import sparse
 from memory.embeddings.dense import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
-from memory.ids import SessionKey, UserKey
+from memory.ids import MessageId, SessionKey, TurnId, UserKey
 from memory.indexes.base import VectorIndex
+from memory.models import Message, Recalled, Recollection, Turn, turn_of
+from memory.models import now as current
 from memory.recall.fusion import Candidate, fuse
 from memory.recall.query import Query, read
+from memory.sessions.visibility import in_living_sessions
+from memory.stores.base import Store
+from memory.text.passages import cut
 
 # Of the deadline: what is left is for the search itself, by words if the vector is late.
 EMBEDDING_SHARE = 0.7
 # So many searches in a row fail, or are late, before the next ones go without.
 BREAK_AFTER = 5
 PROBE_SECONDS = 2.0
+# How many tokens of candidates are read for each token of budget: some are refused, some do not
+# fit where a shorter one does.
+SLACK = 1.5
+LINE_TOKENS = 4
+MAX_TURNS = 400
 
 log = structlog.get_logger("strata.recall")
 
@@ -140,3 +151,69 @@ async def _outside(limit: asyncio.Timeout, waiting: asyncio.Future[Any]) -> floa
     if ends is not None:
         limit.reschedule(ends + took)
     return took
+
+
+async def hydrate(
+    ranked: Ranked,
+    *,
+    store: Store,
+    user: UserKey,
+    budget_tokens: int,
+    ttl: TtlConfig,
+    in_prompt: frozenset[MessageId] = frozenset(),
+) -> Recalled:
+    """The best candidates as recollections with the store's own text, without the messages that
+    are `in_prompt` anyway. Raises StoreUnavailable."""
+    outside = [c for c in ranked.candidates if c.payload["message"] not in in_prompt]
+    chosen = _enough(outside, budget_tokens * SLACK)
+    moment = current()
+    ids = list({turn_of(c.payload["message"]): None for c in chosen})
+    turns = await store.turns.get_many(ids, now=moment) if ids else {}
+    if ttl.memory == "session":
+        living = await in_living_sessions(
+            turns.values(), sessions=store.sessions, moment=moment, default_ttl=ttl.session
+        )
+        turns = {turn.id: turn for turn in living}
+    items, gone = [], 0
+    for candidate in chosen:
+        turn = turns.get(turn_of(candidate.payload["message"]))
+        message = _message(turn, candidate, user)
+        if turn is None or message is None:
+            gone += 1
+            continue
+        items.append(
+            Recollection(
+                message=message,
+                session_id=turn.session_id,
+                passage=candidate.payload["passage"],
+                score=candidate.score,
+                dense_rank=candidate.dense_rank,
+                lexical_rank=candidate.lexical_rank,
+            )
+        )
+    in_window = len(in_prompt & {c.payload["message"] for c in ranked.candidates})
+    return Recalled(tuple(items), gone, in_window, ranked.degraded)
+
+
+def _message(turn: Turn | None, candidate: Candidate, user: UserKey) -> Message | None:
+    if turn is None or turn.user_key != user:
+        return None
+    for message in turn.messages:
+        if message.id == candidate.payload["message"]:
+            fits = 0 <= candidate.payload["passage"] < len(cut(message.content))
+            return message if message.content and fits else None
+    return None
+
+
+def _enough(candidates: Iterable[Candidate], tokens: float) -> list[Candidate]:
+    """The best candidates whose texts fill `tokens`."""
+    chosen: list[Candidate] = []
+    turns: set[TurnId] = set()
+    filled = 0.0
+    for candidate in candidates:
+        turns.add(turn_of(candidate.payload["message"]))
+        if filled > tokens or len(turns) > MAX_TURNS:
+            break
+        chosen.append(candidate)
+        filled += candidate.payload["tokens"] + LINE_TOKENS
+    return chosen

@@ -12,8 +12,7 @@ from memory.errors import StoreUnavailable
 from memory.indexes.base import Features
 from memory.models import Recalled, now, session_key
 from memory.recall.fusion import Candidate
-from memory.recall.hydration import hydrate
-from memory.recall.search import Ranked
+from memory.recall.search import Ranked, hydrate
 from unit.builders import SESSION, USER, dialogue, expired, opened, say, turn
 
 KEY = session_key(USER.key, SESSION)

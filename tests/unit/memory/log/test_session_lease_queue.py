@@ -8,7 +8,7 @@ import pytest
 
 from memory.errors import SessionBusy, Stopping, TooManyWaiting
 from memory.locks import SessionLocks
-from memory.log.session_queue import SessionQueue
+from memory.log.session_lease import SessionQueue
 
 
 async def test_a_gate_lets_one_through_at_a_time_in_order_of_arrival() -> None:
