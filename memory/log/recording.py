@@ -12,7 +12,6 @@ from memory.ids import MessageId, SessionKey
 from memory.log.transitions import Incoming, client_key, recorded_turn
 from memory.log.turn_log import RACES, TurnLog
 from memory.models import Turn, User, session_key
-from memory.sessions.lifetime import last_seq_of
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +60,6 @@ class Recorder:
         stored: dict[int, MessageId] = {}  # by place in `messages`; those of lost races stay
         for _race in range(RACES):
             opened = await self._log.lease.open(user, session_id, key, wait_until=wait_until)
-            seq = last_seq_of(opened.loaded)
             fresh: list[Turn] = []
             places: list[int] = []
             ids = dict(stored)
@@ -75,7 +73,7 @@ class Recorder:
                 turn = recorded_turn(
                     user,
                     session_id,
-                    seq + len(fresh) + 1,
+                    opened.last_seq + len(fresh) + 1,
                     incoming,
                     ttl=self._log.config.current.ttl.memory,
                     counter=self._log.counter,
@@ -91,7 +89,7 @@ class Recorder:
                 return Recorded(
                     accepted=len(stored),
                     duplicates=len(messages) - len(stored),
-                    last_seq=seq + len(fresh),
+                    last_seq=opened.last_seq + len(fresh),
                     message_ids=tuple(ids[place] for place in range(len(messages))),
                 )
             known = await self._known(user, names)

@@ -20,7 +20,7 @@ from memory.ids import SessionKey
 from memory.log.session_tails import SessionTails
 from memory.log.transitions import interrupted
 from memory.models import Session, Turn, User, now
-from memory.sessions.lifetime import fields_of_new_life, session_now
+from memory.sessions.lifetime import fields_of_new_life, last_seq_of, session_now
 from memory.stores.base import LoadedSession, Store
 
 # A lease counts as over only some time after its end: clocks of two machines differ.
@@ -35,11 +35,13 @@ MOST_WAITING = 64
 
 
 class OpenedSession(NamedTuple):
-    """A session as it counts now, with what was loaded. `waited`: another turn ended meanwhile."""
+    """A session as it counts now, with what was loaded: the next turn's seq is `last_seq` + 1.
+    `waited`: another turn ended meanwhile."""
 
     session: Session
     loaded: LoadedSession
-    waited: bool
+    last_seq: int
+    waited: bool = False
 
 
 class _Place:
@@ -145,7 +147,7 @@ class SessionLease:
         if loaded.session is not None and session is not loaded.session:
             await self._store.sessions.change(key, fields_of_new_life(session))
             await self._store.segments.delete(key)
-        return OpenedSession(session, loaded, waited)
+        return OpenedSession(session, loaded, last_seq_of(loaded), waited)
 
     def is_over(self, running: Turn) -> bool:
         """Whether the lease of a running turn has ended, for the first in its session's queue."""

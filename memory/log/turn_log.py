@@ -132,7 +132,7 @@ class TurnLog:
                 reader.begin()
                 return opened._replace(waited=waited), again
             reader.begin()
-            turn = self._turn(request, key, last_seq_of(opened.loaded) + 1)
+            turn = self._turn(request, key, opened.last_seq + 1)
             inserted, opened = await self.append(opened, [turn])
             if inserted:
                 return opened._replace(waited=waited), turn
@@ -224,7 +224,7 @@ class TurnLog:
         if not (goes_on and _is_followed_by(loaded, turn)):
             return None
         reader.show(counts, loaded, turn)
-        return OpenedSession(counts, loaded, waited=False)
+        return OpenedSession(counts, loaded, turn.seq - 1)
 
     # --- writing, ending -------------------------------------------------------------------
 
@@ -264,7 +264,7 @@ class TurnLog:
         """The session as it counts now, for a reader: a running turn may be among its turns."""
         loaded = await self.store.turns.load(key)
         session = session_now(user.key, session_id, loaded, self.config.current.ttl.session)
-        return OpenedSession(session, loaded, waited=False)
+        return OpenedSession(session, loaded, last_seq_of(loaded))
 
 
 def _is_followed_by(loaded: LoadedSession, turn: Turn) -> bool:
