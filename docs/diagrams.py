@@ -118,4 +118,6 @@ def _text(
 ) -> str:
     # A halo of paper, so that a line that is crossed does not run through the words.
     paint = ' paint-order="stroke" stroke="#fff" stroke-width="4"' if halo else ""
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{color}"{paint}>{escape(text)}</text>'
+    return (
+        f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{color}"{paint}>{escape(text)}</text>'
+    )

@@ -1,6 +1,6 @@
 """Recall as a LangChain retriever: one more source of documents for a chain that you have.
 
-    python examples/langchain_retriever.py
+python examples/langchain_retriever.py
 """
 
 import asyncio

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,7 @@ _OPTIONS = [
 class Browser:
     def __enter__(self) -> Self:
         assert CHROMIUM is not None
+        self._left = ExitStack()
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         command = [CHROMIUM, *_OPTIONS, f"--user-data-dir={self._folder.name}", "about:blank"]
         self._process = subprocess.Popen(
@@ -43,7 +45,8 @@ class Browser:
                 lambda: [t for t in client.get("/json").json() if t["type"] == "page"],
                 what="a page of chromium",
             )
-        self._socket = connect(pages[0]["webSocketDebuggerUrl"], max_size=None, proxy=None)
+        url = pages[0]["webSocketDebuggerUrl"]
+        self._socket = self._left.enter_context(connect(url, max_size=None, proxy=None))
         self._sent = 0
         return self
 
@@ -53,7 +56,7 @@ class Browser:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._socket.close()
+        self._left.close()
         self._process.kill()
         self._process.wait(10)
         self._folder.cleanup()

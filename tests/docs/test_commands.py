@@ -69,7 +69,7 @@ def _shape(value: Any) -> Any:
     if isinstance(value, list):
         return [_shape(part) for part in value]
     if isinstance(value, str):
-        return re.sub(r"\d+|January|February|March|April|May|June|July|August|September|October"
+        return re.sub(r"\b[0-9a-f]{32}\b|\d+|January|February|March|April|May|June|July|August|September|October"
                       r"|November|December", "_", value)  # fmt: skip
     return type(value).__name__ if isinstance(value, float | int) else value
 

@@ -67,7 +67,8 @@ def test_a_client_streams_and_recalls(offline: Service, tmp_path: Path) -> None:
         given = ("--session", session, "--url", offline.url)
         return _run("http_client.py", message, *given, folder=tmp_path)
 
-    assert re.match(r"\[\d+ tokens sent, 0 messages recalled\]\n\(offline", ask("My dog is called Biscuit.", "a"))  # fmt: skip
+    first = ask("My dog is called Biscuit.", "a")
+    assert re.match(r"\[\d+ tokens sent, 0 messages recalled\]\n\(offline", first)
     with offline.sync_client() as client:
         wait_for(lambda: client.get("/health/ready").json()["projection"]["behind"] == 0)
     assert "Biscuit" in ask("What is my dog called?", "b")
@@ -208,8 +209,9 @@ def _chat(browser: Browser, page: str) -> None:
             "document.querySelector('button').click()"
         )
         wait_for(
-            lambda n=number: browser.evaluate("document.querySelectorAll('[data-ended]').length")
-            == n,
+            lambda n=number: (
+                browser.evaluate("document.querySelectorAll('[data-ended]').length") == n
+            ),
             within_seconds=30,
             what="answer in the page",
         )

@@ -66,7 +66,9 @@ def test_every_promise_stands_there_with_its_tests_or_as_not_built() -> None:
     assert [number for number, _, _ in found] == NUMBERS
     for number, text, tests in found:
         built = not re.match(r"\*\*Not ", text)
-        assert tests.strip() or not built, f"{number} has no test and does not say that it lacks one"
+        assert tests.strip() or not built, (
+            f"{number} has no test and does not say that it lacks one"
+        )
 
 
 def told(path: Path) -> Iterator[str]:
