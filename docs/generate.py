@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from service.app import create_app
+from service.config.reference import markdown_reference
 from service.config.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -40,21 +41,7 @@ def openapi() -> str:
 
 def configuration(page: str) -> str:
     """`page` with the table of all groups and keys as the code defines them now."""
-    try:
-        from service.config.reference import markdown_reference
-    except ImportError:
-        markdown_reference = _reference
-
     return _GENERATED.sub(lambda m: f"{m[1]}{markdown_reference().strip()}\n{m[2]}", page)
-
-
-def _reference() -> str:
-    """Until there is one in service/config."""
-    lines = ["| key | default |", "|---|---|"]
-    for group, field in Settings.model_fields.items():
-        for key, inner in field.annotation.model_fields.items():
-            lines.append(f"| `{group}.{key}` | {inner.default} |")
-    return "\n".join(lines)
 
 
 def packages() -> str:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from service.cli.chat import chat
 from service.cli.clients import connect
-from service.config.settings import load_settings
+from service.config.loading import load_settings
 from service.observability.logging import configure_logging
 
 PICTURE = Path(__file__).parent / "images" / "chat.svg"

@@ -12,7 +12,7 @@ from pathlib import Path
 import uvicorn
 
 from service.app import create_app
-from service.config.settings import load_settings
+from service.config.loading import load_settings
 
 HERE = Path(__file__).parent
 FILES = {"/": ("index.html", b"text/html"), "/chat.js": ("chat.js", b"text/javascript")}
@@ -21,7 +21,8 @@ strata = create_app(load_settings())
 
 async def app(scope, receive, send):
     if scope["type"] != "http" or scope["path"] not in FILES:
-        return await strata(scope, receive, send)
+        await strata(scope, receive, send)
+        return
     name, kind = FILES[scope["path"]]
     headers = [(b"content-type", kind + b"; charset=utf-8")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

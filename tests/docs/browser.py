@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from system.process import wait_for
+from waiting import wait_for
 from websockets.sync.client import connect
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -36,7 +36,6 @@ class Browser:
         port_file = Path(self._folder.name) / "DevToolsActivePort"
         wait_for(
             lambda: port_file.exists() and port_file.read_text().strip(),
-            within_seconds=30,
             what="chromium up",
         )
         port = port_file.read_text().split()[0]
@@ -74,7 +73,6 @@ class Browser:
         self._call("Page.navigate", url=url)
         wait_for(
             lambda: self.evaluate("location.href + document.readyState") == f"{url}complete",
-            within_seconds=30,
             what="page loaded",
         )
 

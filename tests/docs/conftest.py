@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from system.conftest import model_process, qdrant_process, shared
-from system.process import Service, serving, wait_for
+from system.process import Service, serving
+from waiting import wait_for
 
 __all__ = ["model_process", "qdrant_process", "shared"]
 
@@ -18,7 +19,6 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         with service.sync_client() as client:
             wait_for(
                 lambda: client.get("/health/ready").json()["embedding"]["status"] == "ok",
-                within_seconds=30,
                 what="embedding model loaded",
             )
         yield service

@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from system.process import ROOT, Service, environment, serving, wait_for
+from system.process import ROOT, Service, environment, serving
 from system.streams import parse_all, text_of
+from waiting import wait_for
 
 from docs.blocks import PAGES, Block, blocks
-from service.config.settings import load_settings
+from service.config.loading import load_settings
 
 RUN = {"curl", "retry", "python", "cli", "evals", "toml", "example"}
 NOT_RUN = {"make", "docker", "shown"}
 LANGUAGES = {"sh", "python", "toml", "js"}
+_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
+# Hashes of a user or a session, numbers, dates.
+_VARYING = re.compile(rf"\b[0-9a-f]{{32}}\b|\d+|{_MONTHS}")
 LINE = '{"session_id":"s1","role":"user","content":"My dog is called Biscuit.","id":"1"}\n'
 
 
@@ -69,8 +73,7 @@ def _shape(value: Any) -> Any:
     if isinstance(value, list):
         return [_shape(part) for part in value]
     if isinstance(value, str):
-        return re.sub(r"\b[0-9a-f]{32}\b|\d+|January|February|March|April|May|June|July|August|September|October"
-                      r"|November|December", "_", value)  # fmt: skip
+        return _VARYING.sub("_", value)
     return type(value).__name__ if isinstance(value, float | int) else value
 
 
@@ -102,7 +105,6 @@ def _check_the_curl_sessions(service: Service) -> None:
     with service.sync_client() as client:
         wait_for(
             lambda: client.get("/health/ready").json()["embedding"]["status"] == "ok",
-            within_seconds=30,
             what="embedding model loaded",
         )
         for block in blocks("curl"):

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from system.process import ROOT, Child, Service, environment, wait_for
+from system.process import ROOT, Child, Service, environment
+from waiting import wait_for
 
 from docs.browser import CHROMIUM, Browser
 
@@ -58,8 +59,7 @@ def test_an_import_is_recalled_and_can_be_repeated(tmp_path: Path) -> None:
 
 def test_own_data_is_evaluated(tmp_path: Path) -> None:
     printed = _run("evaluate_own_data.py", folder=tmp_path)
-    assert "mine" in printed
-    assert "B@64" in printed or "| 64 |" in printed
+    assert re.search(r"\| single +\| +3 \| 100\.0 \| 100\.0 \|", printed)
 
 
 def test_a_client_streams_and_recalls(offline: Service, tmp_path: Path) -> None:
@@ -128,7 +128,6 @@ def _listening(arguments: list[str], folder: Path, **more: str) -> Iterator[str]
     try:
         found = wait_for(
             lambda: log.exists() and re.search(r"running on (http://\S+)", log.read_text()),
-            within_seconds=60,
             what="example serving",
         )
         yield found[1]
@@ -212,7 +211,6 @@ def _chat(browser: Browser, page: str) -> None:
             lambda n=number: (
                 browser.evaluate("document.querySelectorAll('[data-ended]').length") == n
             ),
-            within_seconds=30,
             what="answer in the page",
         )
     shown = browser.evaluate("document.querySelector('main').innerText")
