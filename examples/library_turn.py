@@ -14,7 +14,7 @@ from memory.testing import FakeChatModel
 from memory import MemoryConfig, Strata, User, open_memory
 from memory.config import IndexConfig, StoreConfig
 
-MODEL = FakeChatModel()
+MODEL = FakeChatModel(answers=["A fine name.", "Biscuit, as you said on Monday."])
 
 
 async def say(strata: Strata, user: User, session_id: str, question: str) -> str:

@@ -19,7 +19,7 @@ from memory import MemoryConfig, User, open_memory
 from memory.config import IndexConfig, StoreConfig
 
 FOLDER = os.environ.get("EXAMPLE_DATA", ".strata-example")
-MODEL = FakeChatModel()  # any LangChain chat model
+MODEL = FakeChatModel(answers=["Any LangChain chat model goes here."])
 
 
 @asynccontextmanager

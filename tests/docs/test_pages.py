@@ -45,20 +45,24 @@ def _defined(path: Path) -> set[str]:
 
 
 def test_every_path_that_a_page_names_exists() -> None:
+    wrong = []
     for page in [*PAGES, ROOT / "CHANGELOG.md"]:
         for path, name in _PATH.findall(page.read_text("utf-8")):
             there = ROOT / path
-            assert there.exists(), f"{page.name}: {path}"
-            if name:
-                assert name in _defined(there), f"{page.name}: {path}::{name}"
+            if not there.exists() or (name and name not in _defined(there)):
+                wrong.append(f"{page.name}: {path} {name}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_a_strangers_questions_are_answered_by_one_file_each() -> None:
     found = _QUESTION.findall((DOCS / "architecture.md").read_text("utf-8"))
     assert len(found) > 12
-    for question, path, name in found:
-        assert (ROOT / path).is_file(), f"{question} {path}"
-        assert name in _defined(ROOT / path), f"{question} {path} defines no {name}"
+    wrong = [
+        f"{question} {path} defines no {name}"
+        for question, path, name in found
+        if not (ROOT / path).is_file() or name not in _defined(ROOT / path)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_promise_stands_there_with_its_tests_or_as_not_built() -> None:
