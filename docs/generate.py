@@ -1,0 +1,106 @@
+"""Writes what the documentation takes from the code: `python docs/generate.py`, and `make docs`.
+
+openapi.json, the table of configuration.md, packages.md (the first sentences of the modules'
+docstrings), and the diagrams. images/chat.svg is made by picture.py, from a real chat.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from service.app import create_app
+from service.config.reference import markdown_reference
+from service.config.settings import Settings
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+_GENERATED = re.compile(r"(<!-- generated -->\n).*?(<!-- /generated -->)", re.DOTALL)
+
+
+def openapi() -> str:
+    """The OpenAPI document as the application serves it, one key a line."""
+
+    async def ask() -> Any:
+        transport = httpx.ASGITransport(create_app(Settings.model_construct()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            response = await client.get("/schema/openapi.json")
+            response.raise_for_status()
+            return response.json()
+
+    return json.dumps(asyncio.run(ask()), indent=1, ensure_ascii=False) + "\n"
+
+
+def configuration(page: str) -> str:
+    """`page` with the table of all groups and keys as the code defines them now."""
+    return _GENERATED.sub(lambda m: f"{m[1]}{markdown_reference().strip()}\n{m[2]}", page)
+
+
+def packages() -> str:
+    """Every module of the three packages with the first sentence of its docstring."""
+    return "\n".join(_packages()) + "\n"
+
+
+def _packages() -> Iterator[str]:
+    yield "# Package map"
+    yield ""
+    yield (
+        "One line for every file, taken from its docstring. [Architecture](architecture.md) says "
+        "how they play together."
+    )
+    folder = None
+    for path in sorted(_modules(), key=lambda p: (p.parent.as_posix(), p.name)):
+        docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+        if not docstring:
+            continue
+        here = path.parent.relative_to(ROOT).as_posix()
+        if here != folder:
+            folder = here
+            yield from ("", f"## {here}/", "", "| file | |", "|---|---|")
+        first = re.split(r"\n\n", docstring)[0].replace("\n", " ").replace("|", "\\|")
+        yield f"| `{path.name}` | {first} |"
+
+
+def _modules() -> Iterator[Path]:
+    for package in ("memory", "service", "evals"):
+        yield from (ROOT / package).rglob("*.py")
+
+
+def _pictures() -> dict[Path, str]:
+    sys.path.insert(0, str(DOCS))
+    import diagrams
+
+    return {
+        DOCS / "images" / "turn.svg": diagrams.turn_sequence(),
+        DOCS / "images" / "states.svg": diagrams.turn_states(),
+    }
+
+
+def outputs() -> dict[Path, str]:
+    """Every generated file with what should stand in it now."""
+    page = DOCS / "configuration.md"
+    return {
+        DOCS / "openapi.json": openapi(),
+        page: configuration(page.read_text("utf-8")),
+        DOCS / "packages.md": packages(),
+        **_pictures(),
+    }
+
+
+def main() -> None:
+    for path, text in outputs().items():
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")
+            print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

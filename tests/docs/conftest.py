@@ -1,0 +1,24 @@
+"""The server stores of tests/system, and a service that all examples may talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from system.conftest import model_process, qdrant_process, shared
+from system.process import Service, serving
+from waiting import wait_for
+
+__all__ = ["model_process", "qdrant_process", "shared"]
+
+
+@pytest.fixture(scope="session")
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """`serve` without any configuration, its embedding model loaded."""
+    with serving(tmp_path_factory.mktemp("docs")) as service:
+        with service.sync_client() as client:
+            wait_for(
+                lambda: client.get("/health/ready").json()["embedding"]["status"] == "ok",
+                what="embedding model loaded",
+            )
+        yield service
