@@ -61,8 +61,8 @@ async def run(*, sessions: int, tell: Callable[[str], None]) -> StartFigures:
             }
         )
         async with open_memory(config) as strata:  # an index without points is filled anew
-            await strata.memory.record(User("bench", "anna"), "first", [SAID])
-            await strata.settled()
+            await strata.record(User("bench", "anna"), "first", [SAID])
+            await strata.caught_up()
         tell(f"filling a store with {sessions:,} sessions")
         fill(folder / "strata.db", sessions)
         began = time.perf_counter()
@@ -71,7 +71,7 @@ async def run(*, sessions: int, tell: Callable[[str], None]) -> StartFigures:
             first = time.perf_counter() - began
             longest = 0.0
             turns = 1
-            while turns == 1 or not strata.model_loaded.is_set():
+            while turns == 1 or not strata.embeddings_loaded.is_set():
                 asked = time.perf_counter()
                 await _take_turn(strata, turns)
                 longest, turns = max(longest, time.perf_counter() - asked), turns + 1
@@ -140,7 +140,7 @@ async def _take_turn(strata: Strata, n: int) -> None:
     request = TurnRequest(
         user=User("bench", "anna"), session_id=f"new{n}", question="Which shop?", recall="none"
     )
-    strata.memory.abandon(await strata.memory.accept(request))
+    (await strata.memory.begin(request)).abandon()
 
 
 async def _longest_write(path: Path) -> float:

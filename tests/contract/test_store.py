@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from unit.builders import NOON, SESSION, USER, dialogue, turn
 
+from contract.sealed import Sealed
 from memory.errors import StoreUnavailable
 from memory.models import NEVER, Segment, Session, Summary, Turn, TurnError, User, session_key
 from memory.receipt import Dropped, Layers, Receipt
@@ -28,14 +29,16 @@ MINUTE = timedelta(minutes=1)
 Opener = Callable[[], Store]
 
 
-@pytest.fixture(params=["sqlite", "mongo"])
+@pytest.fixture(params=["sqlite", "mongo", "sqlite, sealed", "mongo, sealed"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
     """Makes a store that is not open yet; each call means the same data."""
-    if request.param == "sqlite":
-        return lambda: SqliteStore(tmp_path / "data" / "strata.db")
+    kind, _, sealed = request.param.partition(", ")
+    codec = Sealed() if sealed else None
+    if kind == "sqlite":
+        return lambda: SqliteStore(tmp_path / "data" / "strata.db", codec=codec)
     url = request.getfixturevalue("mongo_url")
     # No grace that would delete what is still looked at: the tests' noon is long past.
-    return lambda: MongoStore(url, purge_grace_seconds=inf)
+    return lambda: MongoStore(url, purge_grace_seconds=inf, codec=codec)
 
 
 @pytest.fixture

@@ -89,7 +89,12 @@ def bare(store: MongoStore) -> Strata:
     config = MemoryConfig.model_validate({"index": {"url": "none"}})
     off = config.embedding.model_copy(update={"provider": "none"})
     return put_together(
-        config, store=store, index=None, model=DenseModel(off), counter=counter(), summarizer=None
+        config,
+        store=store,
+        index=None,
+        embeddings=DenseModel(off),
+        counter=counter(),
+        summarizer=None,
     )
 
 
@@ -182,7 +187,7 @@ async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_u
                     user=USER, session_id=f"s{n}", question="q", idempotency_key=f"k{n}",
                     recall="none",
                 )  # fmt: skip
-                memory.abandon(await memory.begin(ask))
+                (await memory.begin(ask)).abandon()
 
             assert 0.8 <= await least_seconds(accept) < 1.15, "one wait to read, one to insert"
 
@@ -364,6 +369,78 @@ async def test_it_opens_again_over_what_is_there(mongo: Mongo, mongo_url: str) -
         assert there == {i.name for i in INDEXES if i.collection == collection}
 
 
+def raw(mongo: Mongo, url: str) -> Any:
+    """The database itself."""
+    return mongo.client[urlsplit(url).path[1:]]
+
+
+async def test_a_start_asks_for_the_sessions_without_dense_vectors_alone(
+    mongo: Mongo, mongo_url: str
+) -> None:
+    """Every start paged through all sessions."""
+    commands = Commands()
+    async with opened(mongo_url, listeners=[commands]) as store:
+        for n in range(250):
+            whole = new_session(USER.key, f"s{n}", NOON)
+            await store.sessions.put(msgspec.structs.replace(whole, last_seq=2, dense_through=2))
+        commands.take()
+        await store.work.mark_dense_pending(reset=False)
+        assert commands.take() == ["find"]
+        key = session_key(USER.key, "s7")
+        await store.turns.append(dialogue([("q", "a")] * 2, session="s7"))
+        await store.work.mark_projected(key, through=4)
+        await store.sessions.change(key, {"last_seq": 4, "title": "longer"})
+        assert raw(mongo, mongo_url)["sessions"].count_documents({"without_dense": key}) == 1
+        await store.work.mark_dense_pending(reset=False)
+        assert await store.work.pending() == [key]
+        commands.take()
+        await store.sessions.change(key, {"lexical_through": 4, "dense_through": 4})
+        assert commands.take() == ["update"]
+        marked = {"without_dense": {"$exists": True}}
+        assert raw(mongo, mongo_url)["sessions"].count_documents(marked) == 0
+        await store.sessions.change(key, {"dense_through": 2})
+        assert raw(mongo, mongo_url)["sessions"].count_documents(marked) == 1
+        await store.work.mark_dense_pending(reset=True)
+        assert raw(mongo, mongo_url)["sessions"].count_documents(marked) == 250
+
+
+async def test_a_database_of_release_0_1_0_is_brought_up_to_date_once(
+    mongo: Mongo, mongo_url: str
+) -> None:
+    database = raw(mongo, mongo_url)
+    async with opened(mongo_url) as store:
+        for n in range(250):
+            whole = new_session(USER.key, f"s{n}", NOON)
+            dense = 1 if n % 100 == 0 else 2
+            await store.turns.append(dialogue([("q", "a")], session=f"s{n}"))
+            await store.sessions.put(
+                msgspec.structs.replace(whole, last_seq=2, lexical_through=2, dense_through=dense)
+            )
+            await store.work.mark_projected(whole.key, through=2)
+    # As that release left it: no document of the collection `meta`, no field in sessions.
+    database["meta"].delete_many({})
+    database["sessions"].update_many({}, {"$unset": {"without_dense": ""}})
+    await asyncio.gather(*(_open_and_close(mongo_url) for _ in range(3)))
+    commands = Commands()
+    async with opened(mongo_url, listeners=[commands]) as store:
+        assert commands.take().count("find") == 1, "only that it is up to date"
+        await store.work.mark_dense_pending(reset=False)
+        behind = {session_key(USER.key, f"s{n}") for n in (0, 100, 200)}
+        assert set(await store.work.pending()) == behind
+
+
+async def _open_and_close(url: str) -> None:
+    async with opened(url):
+        pass
+
+
+async def test_a_database_of_a_later_release_is_refused(mongo: Mongo, mongo_url: str) -> None:
+    await _open_and_close(mongo_url)
+    raw(mongo, mongo_url)["meta"].update_one({"_id": "schema"}, {"$inc": {"version": 1}})
+    with pytest.raises(ConfigError, match=r"version 3.*start the release"):
+        await _open_and_close(mongo_url)
+
+
 async def test_several_workers_may_start_on_an_empty_database_at_once(mongo_url: str) -> None:
     stores = [MongoStore(mongo_url, timeout_seconds=5) for _ in range(4)]
     await asyncio.gather(*(store.open() for store in stores))
@@ -442,6 +519,7 @@ async def test_every_hot_query_is_served_by_an_index(full_mongo: Mongo, mongo_ur
         await store.work.pending_since()
         await store.work.pending_reruns(key, through=58, limit=10)
         await store.work.poisoned()
+        await store.work.mark_dense_pending(reset=False)
     database = full_mongo.client[urlsplit(mongo_url).path[1:]]
     asked = list(commands.sent)
     assert len(asked) >= 15

@@ -14,7 +14,8 @@ from memory.ids import SessionKey
 from memory.models import NEVER, turn_id
 from memory.stores.codec import Document, owner
 
-COLLECTIONS = TURNS, SESSIONS, SEGMENTS = "turns", "sessions", "segments"
+COLLECTIONS = TURNS, SESSIONS, SEGMENTS, META = "turns", "sessions", "segments", "meta"
+WITHOUT_DENSE = "without_dense"
 LAST_SEQ = 9_999_999_999  # an id has ten digits for it
 
 
@@ -49,6 +50,7 @@ INDEXES = (
     Index(SESSIONS, "user", (("user_key", 1), ("updated_at", 1), ("_id", 1))),
     Index(SESSIONS, "expiry", (("expires_at", 1),)),
     Index(SESSIONS, "erasing", (("erasing", 1),), sparse=True),
+    Index(SESSIONS, WITHOUT_DENSE, ((WITHOUT_DENSE, 1),), sparse=True),
     Index(SEGMENTS, "session", (("user_key", 1), ("session_key", 1), ("first_seq", 1))),
     Index(SEGMENTS, "purge", (("purge_at", 1),), sparse=True, expires=True),
 )  # fmt: skip
@@ -91,3 +93,9 @@ def purge_at(expires_at: datetime, grace_seconds: float) -> Document:
 def pending(session_key: SessionKey, since: datetime) -> Document:
     """The fields of a turn that some projection has not seen."""
     return {"pending_since": since, "pending_in": session_key}
+
+
+def without_dense(session_key: SessionKey) -> Document:
+    """The field of a session whose dense watermark may lie below its last seq: by it these are
+    found and paged. It is the key, since a compound index with `_id` would hold all sessions."""
+    return {WITHOUT_DENSE: session_key}

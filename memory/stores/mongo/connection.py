@@ -169,35 +169,6 @@ class Connection:
             found: tuple[Document | None, list[Document]] = tuple(await asyncio.gather(first, rest))
         return found
 
-    async def page(
-        self,
-        collection: str,
-        where: Document,
-        *,
-        by: tuple[str, str],
-        after: tuple[Any, Any] | None,
-        limit: int,
-        newest_first: bool = False,
-        show: Mapping[str, Any] | None = None,
-    ) -> list[Document]:
-        """In the order of two fields, what comes `after` the values of the last one seen.
-
-        First what shares the first of them, then the rest: each is one range of an index, while
-        servers differ in what they make of the two joined by `$or`.
-        """
-        sort = [(name, -1 if newest_first else 1) for name in by]
-        found: list[Document] = []
-        if after is not None:
-            beyond = "$lt" if newest_first else "$gt"
-            (first, second), (major, minor) = by, after
-            tied = {**where, first: major, second: {**where.get(second, {}), beyond: minor}}
-            found = await self.find(collection, tied, sort=sort, limit=limit, show=show)
-            where = {**where, first: {**where.get(first, {}), beyond: major}}
-        if len(found) < limit:
-            rest = limit - len(found)
-            found += await self.find(collection, where, sort=sort, limit=rest, show=show)
-        return found
-
     async def insert(self, collection: str, documents: list[Document]) -> int:
         """Insert in order up to the first that a unique index refuses; how many there are now."""
         mark, done = uuid4().hex, 0
@@ -245,6 +216,14 @@ class Connection:
         async with self._do() as collections:
             await collections[collection].update_many(where, update)
 
+    async def update_each(self, collection: str, updates: list[tuple[Document, Document]]) -> None:
+        """Change one document with each of these filters and updates."""
+        if updates:
+            async with self._do() as collections:
+                await collections[collection].bulk_write(
+                    [pymongo.UpdateOne(where, update) for where, update in updates], ordered=False
+                )
+
     async def update_all(self, collection: str, where: Document, update: Document) -> None:
         """Change, page by page, what matches `where` until it is changed."""
         async for page in self._pages(collection, where):
@@ -284,6 +263,8 @@ async def _index(collection: Any) -> None:
         for index in INDEXES
         if index.collection == collection.name
     }
+    if not models:
+        return
     try:
         await collection.create_indexes(list(models.values()))
     except OperationFailure as error:

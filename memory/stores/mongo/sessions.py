@@ -14,12 +14,14 @@ from memory.stores.mongo.collections import (
     SEGMENTS,
     SESSIONS,
     TURNS,
+    WITHOUT_DENSE,
     at,
     turns_of,
     within,
+    without_dense,
 )
 from memory.stores.mongo.connection import Connection
-from memory.stores.mongo.turns import session_keys
+from memory.stores.mongo.paging import page, session_keys
 
 
 class MongoSessions:
@@ -34,7 +36,8 @@ class MongoSessions:
     async def page(
         self, user_key: UserKey, *, before: tuple[datetime, str] | None, limit: int
     ) -> list[Session]:
-        found = await self._db.page(
+        found = await page(
+            self._db,
             SESSIONS,
             {"user_key": user_key},
             by=("updated_at", "_id"),
@@ -45,22 +48,33 @@ class MongoSessions:
         return [self._codec.session_from_document(document) for document in found]
 
     async def put(self, session: Session) -> bool:
-        return await self._db.insert(SESSIONS, [self._codec.session_document(session)]) == 1
+        document = self._codec.session_document(session)
+        if session.dense_through < session.last_seq:
+            document |= without_dense(session.key)
+        return await self._db.insert(SESSIONS, [document]) == 1
 
     async def change(
         self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
         update = self._codec.session_update(key, changes)
-        if unchanged is None:
-            return await self._db.update(SESSIONS, at(key), update)
-        where = {
-            **at(key),
-            "summary.version": unchanged.summary.version,
-            "created_at": unchanged.created_at,
-            "first_seq": unchanged.first_seq,
-            "erasing": {"$ne": True},
-        }
-        return await self._db.update_once(SESSIONS, where, update)
+        if unchanged is not None:
+            where = {
+                **at(key),
+                "summary.version": unchanged.summary.version,
+                "created_at": unchanged.created_at,
+                "first_seq": unchanged.first_seq,
+                "erasing": {"$ne": True},
+            }
+            return await self._db.update_once(SESSIONS, where, update)
+        if "dense_through" in changes:
+            # Mostly it comes to the end of the session, and the mark goes with the same command.
+            complete = {**at(key), "last_seq": {"$lte": changes["dense_through"]}}
+            unset = {**update.get("$unset", {}), WITHOUT_DENSE: ""}
+            if await self._db.update(SESSIONS, complete, {**update, "$unset": unset}):
+                return True
+        if "dense_through" in changes or "last_seq" in changes:
+            update["$set"] |= without_dense(key)
+        return await self._db.update(SESSIONS, at(key), update)
 
     async def claim(self, key: SessionKey, *, worker: str, until: datetime, now: datetime) -> bool:
         free = [

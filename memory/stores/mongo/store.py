@@ -13,6 +13,7 @@ from typing import Any
 
 from memory.stores.codec import Codec
 from memory.stores.mongo.connection import Connection
+from memory.stores.mongo.schema import prepare
 from memory.stores.mongo.segments import MongoSegments
 from memory.stores.mongo.sessions import MongoSessions
 from memory.stores.mongo.signals import MongoSignals
@@ -47,8 +48,14 @@ class MongoStore:
         self.signals = MongoSignals(self._db)
 
     async def open(self) -> None:
-        """Raises ConfigError, StoreUnavailable."""
+        """Connect, make what indexes are missing, bring documents of an earlier release up to
+        date. Raises ConfigError, StoreUnavailable."""
         await self._db.open()
+        try:
+            await prepare(self._db)
+        except BaseException:
+            await self._db.close()
+            raise
 
     async def close(self) -> None:
         await self._db.close()

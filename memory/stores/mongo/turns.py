@@ -20,12 +20,13 @@ from memory.stores.mongo.collections import (
     purge_at,
     turns_of,
 )
-from memory.stores.mongo.connection import BATCH, Connection, Order
+from memory.stores.mongo.connection import Connection, Order
+from memory.stores.mongo.paging import page
 
 NEWEST = (("_id", -1),)
 FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
 BARE = {"receipt": 0}
-NOT_ASIDE = {"$unset": {"aside_since": "", "aside": ""}}
+NOT_POISONED = {"$unset": {"aside_since": "", "aside": ""}}
 
 
 class MongoTurns:
@@ -83,7 +84,7 @@ class MongoTurns:
             "token": was.fencing_token,
             "status": {"$in": ["failed", "interrupted"]},
         }
-        update = {"$set": {**changed, **pending(turn.session_key, current())}, **NOT_ASIDE}
+        update = {"$set": {**changed, **pending(turn.session_key, current())}, **NOT_POISONED}
         return await self._db.update_once(TURNS, where, update)
 
     async def interrupt_running(self) -> int:
@@ -140,7 +141,8 @@ class MongoTurns:
             where["created_at"] = {name: value for name, value in bounds.items() if value}
         if session_key is not None:
             where["session_key"] = session_key
-        found = await self._db.page(
+        found = await page(
+            self._db,
             TURNS,
             where,
             by=("created_at", "_id"),
@@ -172,25 +174,3 @@ class MongoTurns:
     async def _turns(self, where: Document, limit: int, *, sort: Order = ()) -> list[Turn]:
         found = await self._db.find(TURNS, where, sort=sort, limit=limit, show=BARE)
         return [self._codec.turn_from_document(document) for document in found]
-
-
-async def session_keys(
-    db: Connection, date: str, key: str, until: datetime, where: Document, limit: int
-) -> list[SessionKey]:
-    """Those in the field `key` of turns with a `date` up to `until`, the earliest first."""
-    found: dict[SessionKey, None] = {}
-    after: tuple[datetime, str] | None = None
-    while len(found) < limit:
-        page = await db.page(
-            TURNS,
-            {**where, date: {"$lte": until}},
-            by=(date, key),
-            after=after,
-            limit=BATCH,
-            show={"_id": 0, date: 1, key: 1},
-        )
-        found |= {document[key]: None for document in page}
-        if len(page) < BATCH:
-            break
-        after = page[-1][date], page[-1][key]  # leaps over the rest of a session on one date
-    return list(found)[:limit]

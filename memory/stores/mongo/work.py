@@ -3,7 +3,7 @@ indexes, changed by pages."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 
 from memory.ids import MessageId, SessionKey, TurnId, UserKey
@@ -14,12 +14,15 @@ from memory.stores.codec import Codec, Document, owner
 from memory.stores.mongo.collections import (
     SESSIONS,
     TURNS,
+    WITHOUT_DENSE,
     at,
     later_than,
     pending,
+    without_dense,
 )
 from memory.stores.mongo.connection import BATCH, Connection
-from memory.stores.mongo.turns import BARE, NOT_ASIDE, session_keys
+from memory.stores.mongo.paging import all_pages, session_keys
+from memory.stores.mongo.turns import BARE, NOT_POISONED
 
 
 class MongoWork:
@@ -76,10 +79,10 @@ class MongoWork:
         return listed[:limit]
 
     async def mark_all_pending(self) -> None:
-        await self._none_aside()
-        # The watermarks first: a turn that is pending below its watermark would be settled.
-        async for page in self._pages_of_sessions():
-            await self._set_back([s["_id"] for s in page], "lexical_through", "dense_through")
+        await self._none_poisoned()
+        # The watermarks first: a turn pending below its watermark would be marked projected.
+        async for page in all_pages(self._db, SESSIONS, "_id", {}):
+            await self._set_back(page, "lexical_through", "dense_through")
         after = ""
         while found := await self._db.find(
             TURNS, {"_id": {"$gt": after}}, sort=(("_id", 1),), limit=1, show={"session_key": 1}
@@ -90,29 +93,24 @@ class MongoWork:
 
     async def mark_dense_pending(self, *, reset: bool) -> None:
         if reset:
-            await self._none_aside()
-        async for page in self._pages_of_sessions():
-            if reset:
-                await self._set_back([s["_id"] for s in page], "dense_through")
+            await self._none_poisoned()
+            async for page in all_pages(self._db, SESSIONS, "_id", {}):
+                await self._set_back(page, "dense_through")
+        show = {"last_seq": 1, "dense_through": 1}
+        async for page in all_pages(self._db, SESSIONS, WITHOUT_DENSE, show):
             for session in page:
-                through = 0 if reset else session["dense_through"]
-                if through < session["last_seq"]:
-                    await self._make_pending(session["_id"], after=through)
+                if session["dense_through"] < session["last_seq"]:
+                    await self._make_pending(session["_id"], after=session["dense_through"])
 
-    async def _none_aside(self) -> None:
-        await self._db.update_all(TURNS, {"aside_since": {"$lte": NEVER}}, NOT_ASIDE)
+    async def _none_poisoned(self) -> None:
+        await self._db.update_all(TURNS, {"aside_since": {"$lte": NEVER}}, NOT_POISONED)
 
-    async def _pages_of_sessions(self) -> AsyncIterator[list[Document]]:
-        show, after = {"last_seq": 1, "dense_through": 1}, ""
-        while page := await self._db.find(
-            SESSIONS, {"_id": {"$gt": after}}, sort=(("_id", 1),), limit=BATCH, show=show
-        ):
-            yield page
-            after = page[-1]["_id"]
-
-    async def _set_back(self, keys: list[str], *watermarks: str) -> None:
-        where, zero = {"_id": {"$in": keys}}, {"$set": dict.fromkeys(watermarks, 0)}
-        await self._db.update_many(SESSIONS, where, zero)
+    async def _set_back(self, sessions: list[Document], *watermarks: str) -> None:
+        zero = dict.fromkeys(watermarks, 0)
+        await self._db.update_each(
+            SESSIONS,
+            [(at(s["_id"]), {"$set": {**zero, **without_dense(s["_id"])}}) for s in sessions],
+        )
 
     async def _make_pending(self, session_key: SessionKey, *, after: int) -> None:
         moment = current()

@@ -96,7 +96,7 @@ async def test_the_projections_of_release_0_1_0_catch_up(old: Path, index: str) 
         aside = old.rename(folder / "aside.db")
         async with assembled(folder, model=model) as strata:
             await strata.store.turns.append([turn("Ich wohne in München.", user=ZOE)])
-            await strata.settled()
+            await strata.caught_up()
         for path in folder.glob("strata.db*"):
             path.unlink()
         aside.rename(old)
@@ -104,7 +104,7 @@ async def test_the_projections_of_release_0_1_0_catch_up(old: Path, index: str) 
         model.release.set()
     async with assembled(folder, model=model) as strata:
         await strata.store.turns.interrupt_running()
-        await strata.model_loaded.wait()
+        await strata.embeddings_loaded.wait()
         keys = {session_key(USER.key, name) for name in ("again", "pending", "failed")}
         keys |= {session_key(USER.key, name) for name in ("left running", "half dense")}
         if index == "fresh":
@@ -112,7 +112,7 @@ async def test_the_projections_of_release_0_1_0_catch_up(old: Path, index: str) 
             keys |= {session_key(ZOE.key, "städte")}
         assert set(await strata.store.work.pending()) == keys
         assert len(await strata.store.work.poisoned()) == (index == "kept")
-        await strata.settled()
+        await strata.caught_up()
         assert await strata.store.work.pending() == []
         for key in keys:
             session = await strata.store.sessions.get(key)

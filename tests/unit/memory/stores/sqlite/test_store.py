@@ -5,14 +5,17 @@ import os
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
+from contract.sealed import Sealed
 
 from memory import Strata, TurnRequest
 from memory.errors import StoreUnavailable
-from memory.models import session_key
+from memory.models import NEVER, Segment, Summary, session_key
+from memory.sessions.lifetime import new_session
 from memory.stores.sqlite.database import Database
 from memory.stores.sqlite.store import SqliteStore
-from unit.builders import SESSION, USER, dialogue, embedded_bytes, turn
+from unit.builders import NOON, SESSION, USER, dialogue, embedded_bytes, turn
 
 KEY = session_key(USER.key, SESSION)
 
@@ -52,6 +55,21 @@ async def test_deleted_text_is_in_no_file_even_while_the_store_is_open(tmp_path:
     assert b"Canary" not in raw
     assert b"Xylophon" not in raw
     assert b"Bruno" in raw
+    await store.close()
+
+
+async def test_with_a_codec_that_seals_no_file_holds_what_was_said(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "strata.db", codec=Sealed())
+    await store.open()
+    await store.turns.append([turn("The Canary", "sings", speaker="Canary")])
+    session = msgspec.structs.replace(new_session(USER.key, SESSION, NOON), title="The Canary")
+    await store.sessions.put(session)
+    summary = Summary(text="The Canary sang.", version=1)
+    await store.sessions.change(KEY, {"summary": summary, "metadata": {"bird": "Canary"}})
+    segment = Segment(session_key=KEY, first_seq=1, last_seq=2, text="Canary", expires_at=NEVER)
+    await store.segments.put(segment)
+    assert await store.segments.of(KEY, now=NOON) == [segment]
+    assert b"Canary" not in embedded_bytes(tmp_path)
     await store.close()
 
 
