@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
 from system.streams import Event, answer, ask, history, text_of
 
+SHORT_DEADLINES = {"first_token_timeout": "1200ms", "gap_timeout": "1200ms", "turn_timeout": "2s"}
 CANARY = "zanzibar-canary"
 
 
@@ -39,6 +41,15 @@ FAULTS = {
     "nothing": Fault({"mode": "cut"}, "model_error", True),
     "bad_json": Fault({"mode": "bad_json", "text": "One two"}, "model_error", True, "One two"),
 }
+
+
+@pytest.fixture(scope="module")
+def plain(model_process: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Its model has not long to answer."""
+    settings = {"model": {**SHORT_DEADLINES, "max_retries": 0}, "embedding": BY_WORDS}
+    folder = tmp_path_factory.mktemp("hasty")
+    with serving(folder, fake=model_process, **settings) as service:
+        yield service
 
 
 @pytest.fixture(params=FAULTS)

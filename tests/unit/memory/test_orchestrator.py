@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from waiting import eventually
+from waiting import PATIENCE_SECONDS, eventually
 
 from memory import Incoming, Strata, TurnRequest, User
 from memory.config import BudgetConfig
@@ -244,7 +244,7 @@ async def test_a_cancelled_waiter_frees_its_place(strata: Strata) -> None:
     await asyncio.sleep(0)
     leaver.cancel()
     await running.finish("ok", status="done")
-    accepted = await asyncio.wait_for(stayer, 5)
+    accepted = await asyncio.wait_for(stayer, PATIENCE_SECONDS)
     assert accepted.turn.seq == 3
     assert leaver.cancelled()
     accepted.abandon()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from waiting import PATIENCE_SECONDS
 
 from service.process import server
 
@@ -55,7 +56,7 @@ async def test_a_client_that_takes_nothing_loses_its_place(
             if reads:
                 await loop.sock_recv(client, 10_000)
         lost = gone.is_set()
-    await asyncio.wait_for(gone.wait(), 5)
+    await asyncio.wait_for(gone.wait(), PATIENCE_SECONDS)
     listening.close()
     await listening.wait_closed()
     assert lost != reads
