@@ -35,9 +35,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 serve: $(VENV)/.run
 	@exec $(BIN)/strata serve
 
+# Two processes: much of the time one waits. Tests of one file stay in one process.
+WORKERS ?= 2
 # What takes minutes (a session of 2,000 turns, 500 stuck clients) runs in `make torture`.
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -m 'not slow'
+	@$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile
 
 # SEED=N repeats a run of it; the tests marked slow come last.
 torture: $(VENV)/.dev

@@ -6,11 +6,12 @@ import os
 import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from servers.mongo import Mongo, mongo_server
-from servers.qdrant import summary_lines
+from servers.qdrant import RUN, summary_lines
 from unit.builders import counter as exact
 from unit.builders import opened
 
@@ -86,6 +87,22 @@ def stored_in(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     if request.param == "sqlite":
         return {"url": f"sqlite:///{tmp_path}/strata.db"}
     return {"url": request.getfixturevalue("mongo_url")}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist says which servers it has used."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["mongo"] = session.config.stash.get(MONGO_USED, "")
+        output["qdrant"] = sorted(RUN)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})
+    RUN.update(output.get("qdrant", ()))
+    if output.get("mongo"):
+        node.config.stash[MONGO_USED] = output["mongo"]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from waiting import wait_for
+from waiting import PATIENCE_SECONDS, wait_for
 
 from api.conftest import CANARY
 from api.shapes import (
@@ -197,7 +197,7 @@ def test_a_session_that_is_deleted_while_it_answers_ends_the_stream(
     asking.start()
     wait_for(lambda: model.requests())
     assert client.delete(f"/v1/sessions/{session}").status_code == 200
-    asking.join(10)
+    asking.join(PATIENCE_SECONDS)
     events = parse_all(found[0])
     assert events[-1].name == "error"
     assert events[-1].data["code"] == "erased"

@@ -16,7 +16,6 @@ from system.process import Model, Qdrant, Service, modelling, serving
 
 # Without an embedding model a service is up in less than a second.
 BY_WORDS = {"provider": "none"}
-SHORT_DEADLINES = {"first_token_timeout": "700ms", "gap_timeout": "700ms", "turn_timeout": "2s"}
 PAIR_DETACH = "3s"
 
 _sessions = count(1)
@@ -37,9 +36,9 @@ def model(model_process: Model) -> Model:
 
 @pytest.fixture(scope="session")
 def plain(model_process: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service over the fake model with short deadlines; recall is by words."""
+    """A service over the fake model; recall is by words."""
+    settings = {"model": {"max_retries": 0}, "embedding": BY_WORDS}
     folder = tmp_path_factory.mktemp("plain")
-    settings = {"model": {**SHORT_DEADLINES, "max_retries": 0}, "embedding": BY_WORDS}
     with serving(folder, fake=model_process, **settings) as service:
         yield service
 

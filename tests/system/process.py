@@ -282,29 +282,31 @@ def strata(
 
 
 _MANY = """
-import contextlib, io, json, os, sys
+import contextlib, io, json, os, resource, sys
 from typer.testing import CliRunner
 from service.cli.main import app
 calls, text = json.load(sys.stdin)
 for folder, arguments in calls:
     os.chdir(folder)
     result = CliRunner().invoke(app, arguments, input=text)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
     said = {"code": result.exit_code, "stdout": result.stdout, "stderr": result.stderr}
-    print(json.dumps(said), flush=True)
+    print(json.dumps({**said, "peak": peak}), flush=True)
 """
 
 
 def strata_many(
     calls: Sequence[tuple[Path, Sequence[str]]], *, text: str = "", **groups: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Commands one after the other in one process, as code, stdout and stderr of each."""
+    """Commands one after the other in one process: code, stdout and stderr of each, and `peak`,
+    the most memory in MB that the process had used by then."""
     done = subprocess.run(
         [sys.executable, "-c", _MANY],
         env=environment(**variables(groups)),
         input=json.dumps([[(str(folder), list(given)) for folder, given in calls], text]),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=2 * PATIENCE_SECONDS,
         check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -82,6 +83,25 @@ async def answer(client: httpx.AsyncClient, session: str, message: str, **more: 
     )
     assert response.status_code == 200, response.text
     return response.json()
+
+
+async def queued(
+    client: httpx.AsyncClient, session: str, message: str
+) -> asyncio.Task[httpx.Response]:
+    """A turn that the service has begun with: it takes up what it is sent in order of arrival."""
+    sent = asyncio.Event()
+
+    async def trace(name: str, _: Any) -> None:
+        if name == "http11.send_request_body.complete":
+            sent.set()
+
+    body = body_of(message, {"stream": False})
+    request = client.post(f"/v1/sessions/{session}/turns", json=body, extensions={"trace": trace})
+    task = asyncio.create_task(request)
+    await sent.wait()
+    for _ in range(2):
+        assert (await client.get("/health/live")).status_code == 200
+    return task
 
 
 async def asked(

@@ -10,11 +10,11 @@ import re
 import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from servers.proxy import Proxy
+from waiting import PATIENCE_SECONDS, wait_for
 
 from system.conftest import BY_WORDS
 from system.process import ROOT, Model, environment, serving, strata, strata_many, variables
@@ -106,7 +106,7 @@ def test_what_cannot_be_chatted_with_is_said_in_one_line(folder: Path) -> None:
 def test_on_a_terminal_the_answer_streams_and_end_of_input_ends_it(
     model: Model, folder: Path
 ) -> None:
-    model.mode("slow", delay=0.3, text="first second third")
+    model.mode("slow", delay=0.5, text="first second third")
     mine, theirs = pty.openpty()
     settings = variables({"model": {"base_url": f"{model.url}/v1"}, "embedding": BY_WORDS})
     process = subprocess.Popen(
@@ -116,27 +116,26 @@ def test_on_a_terminal_the_answer_streams_and_end_of_input_ends_it(
     )  # fmt: skip
     os.close(theirs)
     shown = ""
-    seen: dict[str, float] = {}
 
-    def until_shown(text: str, within_seconds: float = 20) -> None:
-        nonlocal shown
-        deadline = time.monotonic() + within_seconds
-        while text not in shown:
-            assert time.monotonic() < deadline, shown
+    def until_shown(text: str) -> None:
+        def found() -> bool:
+            nonlocal shown
             if select.select([mine], [], [], 0.1)[0]:
                 shown += os.read(mine, 4096).decode("utf-8", "replace")
-        seen[text] = time.monotonic()
+            return text in shown
+
+        wait_for(found, what=text)
 
     try:
         until_shown("you>")
         os.write(mine, b"tell me\n")
         until_shown("first")
+        assert "third" not in shown
         until_shown("third")
-        assert seen["third"] - seen["first"] > 0.3
         os.write(mine, b"/context\n")
         until_shown("of 8000 tokens")
         os.write(mine, b"\x04")
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == 0, errors
         assert errors == b""
     finally:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from system.conftest import BY_WORDS, SHORT_DEADLINES
-from system.process import Model, environment, serving, strata, variables
+from system.conftest import BY_WORDS
+from system.process import Model, serving, strata, strata_many
 from system.streams import answer, ask, history
 
 # Nothing has to be found: what is looked at is the log.
@@ -105,9 +103,7 @@ async def test_what_is_exported_is_the_same_memory_elsewhere(folder: Path, model
 async def test_an_answer_is_written_as_far_as_it_came_and_none_that_did_not(
     folder: Path, model: Model
 ) -> None:
-    with serving(
-        folder, fake=model, **QUICK, **{"model": {**SHORT_DEADLINES, "max_retries": 0}}
-    ) as service:
+    with serving(folder, fake=model, **QUICK, model={"max_retries": 0}) as service:
         async with service.client("anna") as client:
             await answer(client, "s", "one")
             model.mode("500")
@@ -168,27 +164,22 @@ def test_whose_memory_must_be_said(folder: Path, arguments: tuple[str, ...]) -> 
 
 
 def test_an_export_takes_constant_memory(folder: Path) -> None:
-    """By the peak of the exporting process, 1 and 5 MB, one session each."""
-    peaks = []
+    """1 MB, then 5 MB by the same process: its peak hardly grows."""
+    calls = []
     for megabytes in (1, 5):
-        user = f"user{megabytes}"
         lines = [line("s", n, content=f"{n} " + "word " * 400) for n in range(megabytes * 500)]
-        run(folder, "import", str(write(folder / "lines.ndjson", lines)), "--user", user)
-    for megabytes in (1, 5):
-        command = (
-            "import resource, sys\n"
-            "sys.argv = ['strata', 'export', sys.argv[1], '--output', 'out.ndjson']\n"
-            "from service.cli.main import main\n"
-            "try:\n    main()\n"
-            "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", command, f"user{megabytes}"],
-            cwd=folder, env=environment(**variables(QUICK)), capture_output=True, text=True,
-            check=False, timeout=120,
-        )  # fmt: skip
-        assert f"{megabytes * 500} messages of 1 sessions exported" in done.stderr
-        contents = [x["content"] for x in parsed((folder / "out.ndjson").read_text())]
+        path = write(folder / f"{megabytes}.ndjson", lines)
+        calls.append((folder, ("import", str(path), "--user", f"user{megabytes}")))
+    assert {said["code"] for said in strata_many(calls, **QUICK)} == {0}
+    small, large = strata_many(
+        [
+            (folder, ("export", f"user{megabytes}", "--output", f"out{megabytes}.ndjson"))
+            for megabytes in (1, 5)
+        ],
+        **QUICK,
+    )
+    for megabytes, said in ((1, small), (5, large)):
+        assert f"{megabytes * 500} messages of 1 sessions exported" in said["stderr"]
+        contents = [x["content"] for x in parsed((folder / f"out{megabytes}.ndjson").read_text())]
         assert [int(x.split()[0]) for x in contents] == list(range(megabytes * 500))
-        peaks.append(int(done.stdout.split()[-1]) / 1000)
-    assert peaks[1] - peaks[0] < 4, f"MB at the peak: {peaks}"
+    assert large["peak"] - small["peak"] < 4, f"MB at the peak: {small['peak']}, {large['peak']}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from system.conftest import BY_WORDS
-from system.process import Model, environment, serving, strata, strata_many, variables
+from system.process import Model, serving, strata, strata_many
 from system.streams import history
 
 # No model is called, nothing has to be found: what is measured is the import.
@@ -168,26 +167,16 @@ def test_conversations_that_are_none_are_refused(tmp_path_factory: Any) -> None:
 
 
 def test_a_large_file_is_read_in_constant_memory(folder: Path) -> None:
-    """PROMISES.md has 1 GB; here 1 and 5 MB, by the peak of the importing process."""
-    peaks = []
+    """1 MB, then 5 MB by the same process: its peak hardly grows."""
+    calls = []
     for megabytes in (1, 5):
         path = folder / f"{megabytes}.ndjson"
-        with path.open("w") as file:
-            for n in range(megabytes * 500):
-                file.write(json.dumps(line(n, session_id=f"s{megabytes}-{n // 1000}",
-                                           content=f"{n} " + "word " * 400)) + "\n")  # fmt: skip
-        command = (
-            "import resource, sys\n"
-            "sys.argv = ['strata', 'import', sys.argv[1]]\n"
-            "from service.cli.main import main\n"
-            "try:\n    main()\n"
-            "finally:\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", command, path.name],
-            cwd=folder, env=environment(**variables(QUICK)), capture_output=True, text=True,
-            check=False, timeout=120,
-        )  # fmt: skip
-        assert done.stdout.startswith(f"{megabytes * 500} messages imported"), done.stderr
-        peaks.append(int(done.stdout.split()[-1]) / 1000)
-    assert peaks[1] - peaks[0] < 4, f"MB at the peak: {peaks}"
+        write(path, *(
+            line(n, session_id=f"s{megabytes}-{n // 1000}", content=f"{n} " + "word " * 400)
+            for n in range(megabytes * 500)
+        ))  # fmt: skip
+        calls.append((folder, ("import", path.name)))
+    small, large = strata_many(calls, **QUICK)
+    for megabytes, said in ((1, small), (5, large)):
+        assert said["stdout"].startswith(f"{megabytes * 500} messages imported"), said
+    assert large["peak"] - small["peak"] < 4, f"MB at the peak: {small['peak']}, {large['peak']}"

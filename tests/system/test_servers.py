@@ -12,7 +12,7 @@ import httpx
 import pytest
 from servers.mongo import Mongo
 from servers.proxy import Mode, Proxy
-from waiting import eventually
+from waiting import assert_quick, eventually, quickly
 
 from memory.recall.search import BREAK_AFTER
 from system.process import Model, Qdrant, serving
@@ -56,6 +56,11 @@ async def first_token_seconds(client: httpx.AsyncClient, session: str) -> tuple[
     return next(event.at for event in events if event.name == "token") - began, events
 
 
+async def whole(client: httpx.AsyncClient) -> bool:
+    """A turn gets its memories; a search may miss its deadline on a busy machine."""
+    return (await ask(client, "again", QUESTION))[1].data["degraded"] in ([], ["embedding"])
+
+
 async def recalled(client: httpx.AsyncClient, text: str) -> bool:
     found = (await client.get("/v1/memories", params={"q": text})).json()
     return any(text in item["content"] for item in found["memories"])
@@ -82,7 +87,7 @@ async def test_an_index_server_that_is_away_costs_recall_only_and_catches_up(
                 times.append(seconds)
                 assert events[1].data["degraded"] == ["recall"]
                 assert events[-1].name == "done"
-            assert median(times) <= normal + DEADLINE + 0.05, (times, normal)
+            assert_quick(median(times) - normal, DEADLINE + 0.05, what=(times, normal))
             # The window works all the same; ready names the part and stays green.
             events = await ask(client, "old", QUESTION)
             assert events[1].data["layers"]["window"]["messages"] == 2
@@ -93,8 +98,7 @@ async def test_an_index_server_that_is_away_costs_recall_only_and_catches_up(
 
             to_qdrant.mode("pass")
             await eventually(lambda: recalled(client, "Xylophon"))
-            _, events = await first_token_seconds(client, "again")
-            assert events[1].data["degraded"] in ([], ["embedding"])
+            await eventually(lambda: whole(client))
 
 
 @pytest.mark.parametrize(("mode", "options"), [("blackhole", {}), ("refuse", {})])
@@ -121,12 +125,13 @@ async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
             await answer(client, "old", FACT)
             await eventually(lambda: recalled(client, "Valentina"))
             assert await breaker(client) == ("closed", False)
+            normal = median([(await searched(client))[0] for _ in range(5)])
             to_qdrant.mode(mode, **options)
             for _ in range(BREAK_AFTER):
                 assert (await searched(client))[1] == ["recall"]
             found = [await searched(client) for _ in range(20)]
             assert {tuple(degraded) for _, degraded in found} == {("recall",)}
-            assert median(seconds for seconds, _ in found) < DEADLINE / 3
+            assert_quick(median(seconds for seconds, _ in found) - normal, DEADLINE / 3)
             state, counted = await breaker(client)
             assert state != "closed"
             assert counted
@@ -148,14 +153,13 @@ async def test_a_store_server_that_is_away_is_503_and_no_model_is_called(
             model.forget()
             to_mongo.mode(mode, **options)
             for stream in (True, False):
-                began = time.monotonic()
-                response = await client.post(
-                    "/v1/sessions/s/turns", json={"message": "and now?", "stream": stream}
-                )
+                with quickly(2 * TIMEOUT + 1):
+                    response = await client.post(
+                        "/v1/sessions/s/turns", json={"message": "and now?", "stream": stream}
+                    )
                 assert response.status_code == 503, response.text
                 assert response.json()["code"] == "store_unavailable"
                 assert int(response.headers["retry-after"]) >= 1
-                assert time.monotonic() - began < 2 * TIMEOUT + 1
             assert model.requests() == []
             assert (await client.get("/health/live")).status_code == 200
             ready = await client.get("/health/ready")

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 
 import httpx
 from servers.mongo import Mongo
-from waiting import eventually, wait_for
+from waiting import assert_quick, eventually, wait_for
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import Event, ask, asking, history, text_of
+from system.streams import Event, ask, asking, history, queued, text_of
 
 STREAMS = 50
 GRACE_SECONDS = 3.0
@@ -69,7 +69,7 @@ async def stopped_under_load(service: Service, model: Model, running: Callable[[
     assert await asyncio.to_thread(service.child.wait) == 0
     seconds = time.monotonic() - began
     assert running() == 0
-    assert seconds < GRACE_SECONDS + 4, service.log.read_text()[-5000:]
+    assert_quick(seconds, GRACE_SECONDS + 4, what=service.log.read_text()[-5000:])
     outcomes = [events[-1] for events in ended]
     assert [event.name for event in outcomes[:half]] == ["done"] * half
     for event in outcomes[half:]:
@@ -130,13 +130,7 @@ async def test_turns_that_wait_for_their_session_are_refused_when_it_stops(
             async with asking(client, "s", "first") as events:
                 while (await anext(events)).name != "token":
                     pass
-                waiting = [
-                    asyncio.create_task(
-                        client.post("/v1/sessions/s/turns", json={"message": f"waiting {n}"})
-                    )
-                    for n in range(4)
-                ]
-                await asyncio.sleep(0.2)
+                waiting = [await queued(client, "s", f"waiting {n}") for n in range(4)]
                 began = time.monotonic()
                 service.child.signal(signal.SIGTERM)
                 rest = [event async for event in events]
@@ -145,15 +139,14 @@ async def test_turns_that_wait_for_their_session_are_refused_when_it_stops(
                 assert response.status_code == 503, response.text
                 assert response.json()["code"] == "shutting_down"
         assert await asyncio.to_thread(service.child.wait) == 0
-        assert time.monotonic() - began < 4
+        assert_quick(time.monotonic() - began, 4)
     assert len(model.requests()) == 1, "no model was called for what waited"
 
 
 async def _until_answered(client: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
-    deadline = time.monotonic() + 5
-    while True:
+    async def answered() -> httpx.Response | None:
         response = await client.get(path)
-        if response.status_code == status:
-            return response
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
+        return response if response.status_code == status else None
+
+    found: httpx.Response = await eventually(answered)
+    return found

@@ -28,6 +28,7 @@ USER = "anna"
 SESSION = "long"
 ROUNDS = 5
 SUMMARY_SECONDS = 0.15
+GIVE_UP_SECONDS = 10.0  # a summary that nobody asks for by then will not be asked for
 PEOPLE = "Maria Bruno Oskar Anneliese Tadeusz Kirsten Vasquez Ottoline".split()
 
 
@@ -82,7 +83,7 @@ async def tell(client: httpx.AsyncClient, numbers: list[int]) -> None:
 
 async def killed_at_its_write(service: Service, model: Model, rng: random.Random) -> bool:
     """Kill it about when the summary that it asked for is answered; whether it asked for one."""
-    give_up = time.monotonic() + 2.0
+    give_up = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < give_up:
         asked = await asyncio.to_thread(model.requests)
         if asked:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_SECONDS
 
 from memory.config import DEFAULT_EMBEDDING, EmbeddingConfig
 from memory.embeddings.dense import SHIPPED, DenseModel
@@ -146,7 +147,7 @@ async def test_a_question_does_not_wait_behind_a_batch_that_is_indexed() -> None
     model.release.set()
     await model.load()
     batch = asyncio.create_task(model.documents(["one", "two"]))
-    assert len(await asyncio.wait_for(model.query("hello"), 5)) == 8
+    assert len(await asyncio.wait_for(model.query("hello"), PATIENCE_SECONDS)) == 8
     assert not batch.done()
     slow.go.set()
     assert len(await batch) == 2
@@ -254,7 +255,7 @@ async def test_an_endpoint_that_fails_costs_the_vectors_not_more(endpoint: Endpo
 async def test_an_endpoint_that_does_not_answer_is_given_up_in_time(endpoint: Endpoint) -> None:
     endpoint.mode = "silent"
     model = DenseModel(remote(endpoint, load_timeout="300ms"))
-    await asyncio.wait_for(model.load(), 5)
+    await asyncio.wait_for(model.load(), PATIENCE_SECONDS)
     assert model.state == "failed"
     assert "0.3 s" in model.reason
     model.close()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from waiting import eventually
+from waiting import PATIENCE_SECONDS, eventually, quickly
 
 from memory import Incoming, Strata, TurnRequest, User
 from memory.config import BudgetConfig
@@ -227,12 +226,11 @@ async def test_a_busy_session_is_refused_at_once_or_after_the_wait(strata: Strat
     for wait, least, most in ((0, 0.0, 0.5), (0.2, 0.19, 2.0)):
         worker = another_memory(strata, session={"wait": wait})
         first = await worker.begin(ask(session_id=f"other {wait}"))
-        started = time.monotonic()
-        with pytest.raises(SessionBusy):
-            await worker.begin(ask(session_id=f"other {wait}"))
-        with pytest.raises(SessionBusy):
-            await worker.record(USER, f"other {wait}", [Incoming(role="user", content="x")])
-        assert least <= time.monotonic() - started < most
+        with quickly(most, after=least):
+            with pytest.raises(SessionBusy):
+                await worker.begin(ask(session_id=f"other {wait}"))
+            with pytest.raises(SessionBusy):
+                await worker.record(USER, f"other {wait}", [Incoming(role="user", content="x")])
         first.abandon()
         assert len(await log_of(strata, first.turn.session_key)) == 2
 
@@ -244,7 +242,7 @@ async def test_a_cancelled_waiter_frees_its_place(strata: Strata) -> None:
     await asyncio.sleep(0)
     leaver.cancel()
     await running.finish("ok", status="done")
-    accepted = await asyncio.wait_for(stayer, 5)
+    accepted = await asyncio.wait_for(stayer, PATIENCE_SECONDS)
     assert accepted.turn.seq == 3
     assert leaver.cancelled()
     accepted.abandon()
@@ -501,10 +499,9 @@ async def test_an_index_that_is_away_costs_recall_and_not_the_answer(
     await strata.caught_up()
     assert strata.index is not None
     memory = another_memory(strata, index=broken(strata.index), recall={"deadline": "150ms"})
-    started = time.monotonic()
-    accepted = await memory.begin(ask("What is my dog called?"))
-    context = await accepted.context()
-    assert time.monotonic() - started < 1.0
+    with quickly(1.0):
+        accepted = await memory.begin(ask("What is my dog called?"))
+        context = await accepted.context()
     assert context.receipt.degraded == ("recall",)
     assert "Bruno" in context.messages[1].content, "the window is there"
     accepted.abandon()

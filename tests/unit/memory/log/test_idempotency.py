@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from waiting import PATIENCE_SECONDS
 
 from memory import Incoming, Strata, TurnRequest, User
 from memory.errors import (
@@ -181,7 +182,7 @@ async def test_a_turn_that_runs_elsewhere_is_told_at_once_until_its_lease_is_ove
 ) -> None:
     theirs = await worker(strata).begin(ask())
     mine = worker(strata, wait="30s")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(TurnRunning) as told:
             await mine.begin(ask())
     assert told.value.turn_id == theirs.turn.id
@@ -197,7 +198,7 @@ async def test_a_duplicate_of_a_running_turn_does_not_wait_in_its_own_process_ei
     strata: Strata,
 ) -> None:
     running = await strata.memory.begin(ask())
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(TurnRunning):
             await strata.memory.begin(ask())
     await end(strata.memory, running)
@@ -480,7 +481,7 @@ class Scheduler:
 
     async def run(self, *actors: Coroutine[Any, Any, Any]) -> list[Any]:
         tasks = [asyncio.ensure_future(actor) for actor in actors]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not all(task.done() for task in tasks):
                 await asyncio.sleep(0.0005)
                 if self._waiting and not self._busy:

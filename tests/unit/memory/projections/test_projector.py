@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from waiting import eventually
+from waiting import PATIENCE_SECONDS, eventually
 
 import memory
 from memory import Incoming, Strata, TurnRequest
@@ -155,7 +155,7 @@ async def test_a_running_turn_waits_for_its_end(strata: Strata) -> None:
     accepted = await strata.memory.begin(
         TurnRequest(user=USER, session_id=SESSION, question="My dog is called Bruno.")
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         await strata.caught_up()
     assert await points(strata) == 1
     assert await strata.store.work.pending() == [KEY]
@@ -225,7 +225,7 @@ async def test_after_a_crash_everything_is_projected_once(tmp_path: Path, before
         cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, errors = await asyncio.wait_for(child.communicate(), 60)
+    _, errors = await asyncio.wait_for(child.communicate(), PATIENCE_SECONDS)
     assert child.returncode == -signal.SIGKILL, errors.decode()
     for _ in range(2):
         async with opened(tmp_path) as strata:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import random
-import time
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from waiting import quickly
 
 from memory.models import Recollection
 from memory.recall.packing import CLOSE, OPEN, Packed, pack, quoted
@@ -125,10 +125,9 @@ def test_only_fences_are_changed_by_quoting(text: str) -> None:
 
 
 def test_quoting_takes_linear_time() -> None:
-    started = time.perf_counter()
-    quoted("<" + " " * 200_000)
-    quoted("< / " * 50_000)
-    assert time.perf_counter() - started < 1.0
+    with quickly(1.0):
+        quoted("<" + " " * 200_000)
+        quoted("< / " * 50_000)
 
 
 def test_a_fence_is_not_put_together_from_two_passages() -> None:

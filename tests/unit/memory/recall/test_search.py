@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import quickly
 
 from memory.breaker import Breaker
 from memory.config import ConfigSource, MemoryConfig
@@ -140,10 +140,9 @@ class Broken(IndexAround):
 async def test_a_search_that_fails_or_hangs_is_degraded_in_time(
     index: EdgeIndex, model: LateModel, error: BaseException | None
 ) -> None:
-    started = time.monotonic()
-    ranked = await ask(recall(Broken(index, error), model, deadline="100ms"), "dog")
+    with quickly(1):
+        ranked = await ask(recall(Broken(index, error), model, deadline="100ms"), "dog")
     assert ranked == Ranked([], ("recall",))
-    assert time.monotonic() - started < 1
 
 
 async def test_a_call_may_bring_its_own_deadline(index: EdgeIndex, model: LateModel) -> None:
@@ -168,10 +167,9 @@ async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
     for n in range(3):
         assert searching.breaker.state == "closed", n
         assert (await ask(searching, "dog")).degraded == ("recall",)
-    began = time.monotonic()
-    for _ in range(100):
-        assert await ask(searching, "dog") == Ranked([], ("recall",))
-    assert time.monotonic() - began < 0.1, "none of them waits"
+    with quickly(0.1):  # none of them waits
+        for _ in range(100):
+            assert await ask(searching, "dog") == Ranked([], ("recall",))
     assert searching.breaker.state == "open"
     clock[0] += 2.0
     assert (await ask(searching, "dog")).degraded == ("recall",), "a probe, and it is away still"

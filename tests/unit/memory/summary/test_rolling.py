@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from waiting import eventually
+from waiting import PATIENCE_SECONDS, eventually
 
 from memory import Strata, TurnRequest
 from memory.breaker import Breaker
@@ -334,7 +334,7 @@ async def test_of_two_workers_with_other_plans_the_first_commit_counts_with_its_
         await strata.sessions.session(KEY)
         slow = Halting(strata.store, halt)
         compaction = asyncio.create_task(another_worker(strata, store=slow).compact(KEY))
-        await asyncio.wait_for(slow.reached.wait(), 10)
+        await asyncio.wait_for(slow.reached.wait(), PATIENCE_SECONDS)
         first = await summary_of(strata)
         assert first.version == (0 if halt == "sessions.change" else 1)
         await check_each_seq_stands_once(strata)
@@ -362,7 +362,7 @@ async def test_a_compaction_that_is_killed_at_its_writes_is_done_or_finished_by_
         await strata.sessions.session(KEY)
         slow = Halting(strata.store, halt)
         compaction = asyncio.create_task(another_worker(strata, store=slow).compact(KEY))
-        await asyncio.wait_for(slow.reached.wait(), 10)
+        await asyncio.wait_for(slow.reached.wait(), PATIENCE_SECONDS)
         compaction.cancel()
         await asyncio.gather(compaction, return_exceptions=True)
         left = await summary_of(strata)
@@ -448,7 +448,7 @@ async def test_a_page_of_expired_turns_does_not_hold_up_the_living(tmp_path: Pat
         dead = [turn("", "", seq=1 + 2 * n, at=past, expires=past) for n in range(PAGE + 5)]
         alive = [said(dead[-1].last_seq + 1 + 2 * n, f"I met {p}.") for n, p in enumerate(PEOPLE)]
         await prepared(strata, [*dead, *alive], Summary(), [])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await strata.summaries.compact(KEY)
         summary = await summary_of(strata)
         assert summary.covers_through > dead[-1].last_seq

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from contract.sealed import Sealed
+from waiting import PATIENCE_SECONDS
 
 from memory import Strata, TurnRequest
 from memory.errors import StoreUnavailable
@@ -162,7 +163,7 @@ async def test_a_locked_file_is_an_unavailable_store_in_time(tmp_path: Path) -> 
     await store.open()
     other = sqlite3.connect(tmp_path / "strata.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         with pytest.raises(StoreUnavailable, match="locked"):
             await store.turns.append([turn("x")])
     other.execute("ROLLBACK")
