@@ -18,10 +18,13 @@ from memory.models import Message
 from memory.stores.sqlite.lock import is_locked
 from service.auth.keys import NAME, Keyring, owner
 from service.config.settings import Settings
-from service.http.shapes import HistoryOut, SessionOut, SessionsOut, TurnBody, session_out
+from service.http.bodies import TurnBody
+from service.http.shapes import HistoryOut, SessionOut, SessionsOut, session_out
 from service.process.server import serve_file
 from service.process.workers import http_url
 from service.services import Services, open_services
+from service.streaming.events import builtins_of
+from service.streaming.response import live
 
 BODY_BYTES = 100_000  # well below what limits.body is anywhere
 SESSIONS = 200  # a page
@@ -174,13 +177,11 @@ class LocalClient:
         self._user = user
 
     async def turn(self, session_id: str, message: str) -> AsyncIterator[tuple[str, Any]]:
-        from service.routes.turns import begin_turn
-
-        producer = await begin_turn(
-            self._services, self._user, session_id, TurnBody(message=message)
-        )
-        async for _, name, data in parse_events(producer.read()):
-            yield name, data
+        body = TurnBody(message=message)
+        generation = await self._services.answers.begin_turn(self._user, session_id, body)
+        async for events in live(generation):
+            for event in events:
+                yield builtins_of(event)
 
     async def record(
         self, user: str, session_id: str, messages: Sequence[Incoming]
@@ -212,7 +213,7 @@ class LocalClient:
         return session_out(session).messages
 
     async def ready(self) -> dict[str, Any]:
-        from service.routes.health import probe
+        from service.observability.probes import probe
 
         await self._services.strata.embeddings_loaded.wait()
         return {"status": "ready", **await probe(self._services)}

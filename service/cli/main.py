@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -85,9 +85,12 @@ def _fail(error: Exception | str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(
+    work: Coroutine[Any, Any, None], loop: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> None:
     try:
-        asyncio.run(work)
+        with asyncio.Runner(loop_factory=loop) as runner:
+            runner.run(work)
     except StrataError as error:
         _fail(error)
     except OSError as error:
@@ -116,10 +119,11 @@ def serve(
 
         _run(Workers(settings, config=config).run())
         return
+    from service.process.server import new_event_loop
     from service.process.server import serve as serve_
     from service.process.workers import Parent
 
-    _run(serve_(settings, parent=Parent(worker) if worker else None))
+    _run(serve_(settings, parent=Parent(worker) if worker else None), new_event_loop)
 
 
 @app.command()
@@ -136,7 +140,7 @@ def chat(
     configure_logging("error")
     from service.cli.chat import chat as chat_
     from service.cli.clients import connect
-    from service.http.shapes import check_session_id
+    from service.http.request import check_session_id
 
     async def work() -> None:
         check_session_id(session)
