@@ -9,10 +9,9 @@ example `ChatOpenAI(model="gpt-4.1-mini")`.
 import asyncio
 import tempfile
 
-from memory.testing import FakeChatModel
-
 from memory import MemoryConfig, Strata, User, open_memory
 from memory.config import IndexConfig, StoreConfig
+from memory.testing import FakeChatModel
 
 MODEL = FakeChatModel(answers=["A fine name.", "Biscuit, as you said on Monday."])
 

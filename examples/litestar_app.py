@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager
 
 from litestar import Litestar, Request, post
 from litestar.response import Stream
-from memory.testing import FakeChatModel
 
 from memory import MemoryConfig, User, open_memory
 from memory.config import IndexConfig, StoreConfig
+from memory.testing import FakeChatModel
 
 FOLDER = os.environ.get("EXAMPLE_DATA", ".strata-example")
 MODEL = FakeChatModel(answers=["Any LangChain chat model goes here."])

@@ -1,7 +1,5 @@
-"""The outermost ASGI layer: what is refused before anything is parsed, request ids, access log.
-
-Who may ask at all is told by service/auth.py; no credential, no look at anything else.
-"""
+"""The outermost ASGI layer: request ids, the access log, and what is refused before anything is
+parsed. A request without a valid credential is looked at no further."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ MAX_HEADERS = 100
 _REQUEST_ID = re.compile(rb"\A[\x21-\x7e]{1,128}\Z")
 
 
-class Guard:
+class RequestMiddleware:
     def __init__(self, app: ASGIApp, auth: Auth) -> None:
         self._app = app
         self._auth = auth
@@ -46,7 +44,7 @@ class Guard:
         scope["state"]["started"] = started
         status = 0
 
-        async def tell(message: Any) -> None:
+        async def send_marked(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -60,9 +58,9 @@ class Guard:
         try:
             problem = _malformed(scope) or self._auth.refusal(scope)
             if problem is not None:
-                await _send_problem(problem, request_id, tell)
+                await _send_problem(problem, request_id, send_marked)
             else:
-                await self._app(scope, receive, tell)
+                await self._app(scope, receive, send_marked)
         finally:
             log.info(
                 "request",

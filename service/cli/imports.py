@@ -13,8 +13,9 @@ from memory.errors import InvalidInput
 from memory.interchange.conversations import Batch, batches, load_conversations, read_lines
 from memory.log.transitions import Incoming
 from service.cli.clients.base import Client
+from service.http.bodies import check_message
 from service.http.problems import Problem
-from service.http.shapes import check_message, check_session_id
+from service.http.request import check_session_id
 
 Format = Literal["lines", "conversations"]
 

@@ -1,11 +1,11 @@
-"""Errors become RFC 9457 problem details once, here."""
+"""Errors as RFC 9457 problem details: the one place that knows the status of an error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import structlog
@@ -39,7 +39,8 @@ _CODES = {
 
 
 class Problem(Exception):
-    """An answer with a status other than success; `extra` becomes further members."""
+    """An answer other than success. `code` is for programs, `detail` for people; `extra` becomes
+    further members of the JSON."""
 
     def __init__(
         self,
@@ -79,80 +80,69 @@ class Problem(Exception):
         return headers
 
 
+class _Kind(NamedTuple):
+    """How one class of errors is answered. `detail` None is the error's own text; `members` are
+    further members of the problem, each from an attribute of the error that is not None. An
+    error's own `retry_after_seconds` goes before the one given here."""
+
+    status: int
+    code: str | None = None
+    detail: str | None = None
+    retry_after_seconds: float | None = None
+    members: Mapping[str, str] = {}
+
+
+_TURN = {"turn_id": "turn_id"}
+_KINDS: dict[type[BaseException], _Kind] = {
+    errors.InvalidInput: _Kind(400, members={"field": "field", "accepted": "done"}),
+    errors.BudgetExceeded: _Kind(
+        422,
+        "budget_exceeded",
+        members={"needed_tokens": "needed_tokens", "budget_tokens": "budget_tokens"},
+    ),
+    errors.NotFound: _Kind(404, detail="there is no such thing"),
+    errors.SessionBusy: _Kind(409, "session_busy"),
+    errors.TooManyWaiting: _Kind(429, "too_many_waiting"),
+    errors.KeyReused: _Kind(422, "idempotency_key_reused"),
+    errors.TurnRunning: _Kind(409, "turn_running", members=_TURN),
+    errors.TurnSuperseded: _Kind(409, "turn_superseded", members=_TURN),
+    errors.Stopping: _Kind(503, "shutting_down", "the service is stopping", 1),
+    errors.StoreUnavailable: _Kind(
+        503, "store_unavailable", "the store does not answer; nothing was changed", 1
+    ),
+    errors.EraseUnfinished: _Kind(503, "index_unavailable", errors.EraseUnfinished.advice),
+    errors.IndexUnavailable: _Kind(
+        503, "index_unavailable", "the index does not answer; try again", 1
+    ),
+}
+
+
 def from_error(error: BaseException) -> Problem:
-    """The problem that an exception means to the client; a crash tells nothing of its inside."""
+    """The problem that an exception means to the client; of a crash it shows nothing."""
     match error:
         case Problem():
             return error
-        case errors.InvalidInput():
-            extra: dict[str, Any] = {"field": error.field}
-            if error.done is not None:
-                extra["accepted"] = error.done
-            return Problem(400, str(error), **extra)
-        case errors.BudgetExceeded():
-            return Problem(
-                422,
-                str(error),
-                code="budget_exceeded",
-                needed_tokens=error.needed_tokens,
-                budget_tokens=error.budget_tokens,
-            )
-        case errors.NotFound():
-            return Problem(404, "there is no such thing")
-        case errors.SessionBusy():
-            return Problem(
-                409, str(error), code="session_busy", retry_after_seconds=error.retry_after_seconds
-            )
-        case errors.TooManyWaiting():
-            return Problem(
-                429,
-                str(error),
-                code="too_many_waiting",
-                retry_after_seconds=error.retry_after_seconds,
-            )
-        case errors.KeyReused():
-            return Problem(422, str(error), code="idempotency_key_reused")
-        case errors.TurnRunning():
-            return Problem(
-                409,
-                str(error),
-                code="turn_running",
-                retry_after_seconds=error.retry_after_seconds,
-                turn_id=error.turn_id,
-            )
-        case errors.TurnSuperseded():
-            return Problem(409, str(error), code="turn_superseded", turn_id=error.turn_id)
-        case errors.Stopping():
-            return Problem(
-                503, "the service is stopping", code="shutting_down", retry_after_seconds=1
-            )
-        case errors.StoreUnavailable():
-            return Problem(
-                503,
-                "the store does not answer; nothing was changed",
-                code="store_unavailable",
-                retry_after_seconds=1,
-            )
-        case errors.EraseUnfinished():
-            return Problem(503, error.advice, code="index_unavailable")
-        case errors.IndexUnavailable():
-            return Problem(
-                503,
-                "the index does not answer; try again",
-                code="index_unavailable",
-                retry_after_seconds=1,
-            )
         case ValidationException():
             return Problem(400, _validation_detail(error))
         case HTTPException(status_code=413):
             return Problem(413, "the body is larger than limits.body allows")
         case HTTPException():
             return Problem(error.status_code, error.detail or "")
-    return Problem(500, "an unexpected error; the request id finds it in the log")
+    kind = next((_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS), None)
+    if kind is None:
+        return Problem(500, "an unexpected error; the request id finds it in the log")
+    values = {name: getattr(error, attribute) for name, attribute in kind.members.items()}
+    return Problem(
+        kind.status,
+        str(error) if kind.detail is None else kind.detail,
+        code=kind.code,
+        retry_after_seconds=getattr(error, "retry_after_seconds", kind.retry_after_seconds),
+        **{name: value for name, value in values.items() if value is not None},
+    )
 
 
 def _validation_detail(error: ValidationException) -> str:
-    """Names the fields and what is wrong with them."""
+    """`field: what is wrong with it` for each field that Litestar found wrong."""
     extra = error.extra if isinstance(error.extra, list) else []
     parts = []
     for item in extra:
@@ -165,7 +155,7 @@ def _validation_detail(error: ValidationException) -> str:
 
 
 def respond(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Litestar's handler for every exception."""
+    """The answer to an exception of a controller, logged if the fault is not the client's."""
     problem = from_error(error)
     if problem.status >= 500:
         log.error(

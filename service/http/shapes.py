@@ -1,81 +1,28 @@
-"""The JSON of the contract: bodies that come in (strict), shapes that go out."""
+"""The JSON that goes out: one struct for each answer of the contract."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
-from memory.config import BudgetConfig
-from memory.durations import parse_duration
-from memory.errors import InvalidInput
-from memory.log.transitions import Incoming
-from memory.models import NEVER, Message, RecallScope, Session, Turn, TurnError
+from memory.errors import NotFound
+from memory.models import NEVER, Message, Recollection, Session, Turn, TurnError
 from memory.receipt import ChatMessage, Receipt
+from service.http.bodies import TurnBody
+from service.http.problems import Problem
+from service.streaming.generation import Generation
 
-SESSION_ID = re.compile(r"\A[A-Za-z0-9._:-]{1,128}\Z")
-MAX_MESSAGES = 1000
-MAX_SPEAKER = 100
-MAX_MESSAGE_ID = 255
-MAX_METADATA_BYTES = 16_000
-
-
-class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Unknown fields are refused: a misspelt one would else be ignored silently."""
-
-
-class Options(Body, frozen=True):
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    stop: Annotated[list[str], Meta(max_length=4)] | None = None
-
-
-class TurnBody(Body, frozen=True):
-    message: str
-    memory: bool | Literal["read"] = True
-    recall: RecallScope = "user"
-    stream: bool | None = None
-    system: str = ""
-    options: Options = Options()
-    metadata: dict[str, Any] | None = None
-
-
-class MessageBody(Body, frozen=True):
-    role: str
-    content: str
-    created_at: datetime | None = None
-    speaker: Annotated[str, Meta(min_length=1, max_length=MAX_SPEAKER)] | None = None
-    id: Annotated[str, Meta(min_length=1, max_length=MAX_MESSAGE_ID)] | None = None
-
-
-class MessagesBody(Body, frozen=True):
-    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=MAX_MESSAGES)]
-
-
-class BudgetBody(Body, frozen=True):
-    context_tokens: Annotated[int, Meta(ge=1)] | None = None
-    answer_tokens: Annotated[int, Meta(ge=0)] | None = None
-    window_tokens: Annotated[int, Meta(ge=0)] | None = None
-    summary_tokens: Annotated[int, Meta(ge=0)] | None = None
-    recall_tokens: Annotated[int, Meta(ge=0)] | None = None
-    facts_tokens: Annotated[int, Meta(ge=0)] | None = None
-
-
-class ContextBody(Body, frozen=True):
-    query: str
-    budget: BudgetBody = BudgetBody()
-    recall: RecallScope = "user"
-    system: str = ""
-
-
-class SessionBody(Body, frozen=True):
-    title: Annotated[str, Meta(max_length=200)] | msgspec.UnsetType = msgspec.UNSET
-    ttl: str | float | msgspec.UnsetType | None = msgspec.UNSET
-    metadata: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+_ERROR_STATUS = {
+    "model_error": 502,
+    "model_timeout": 504,
+    "not_persisted": 503,
+    "shutting_down": 503,
+    "erased": 409,
+    "interrupted": 503,
+}
 
 
 class RecordedOut(msgspec.Struct, frozen=True):
@@ -176,106 +123,6 @@ class CancelOut(msgspec.Struct, frozen=True):
     status: str  # as it was found
 
 
-def check_session_id(session_id: str) -> str:
-    if not SESSION_ID.match(session_id):
-        raise InvalidInput("session_id", "1 to 128 of the characters A-Z a-z 0-9 . _ : -")
-    return session_id
-
-
-def check_text(field: str, text: str, *, max_bytes: int, blank: bool = False) -> str:
-    """`text` if it can be stored and read: no NUL, no lone surrogate, not blank, not too large."""
-    from service.http.problems import Problem
-
-    if "\0" in text:
-        raise InvalidInput(field, "must not contain NUL characters")
-    try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise InvalidInput(field, "contains a lone surrogate; send valid Unicode") from None
-    if size > max_bytes:
-        raise Problem(413, f"{field}: {size} bytes, the limit is {max_bytes} (limits.message)")
-    if not blank and not text.strip():
-        raise InvalidInput(field, "must not be empty or blank")
-    return text
-
-
-def check_metadata(metadata: dict[str, Any] | None) -> dict[str, Any] | None:
-    if metadata is not None and len(msgspec.json.encode(metadata)) > MAX_METADATA_BYTES:
-        raise InvalidInput("metadata", f"larger than {MAX_METADATA_BYTES} bytes as JSON")
-    return metadata
-
-
-def check_message(where: str, message: MessageBody | Incoming, *, max_bytes: int) -> None:
-    """Raises InvalidInput, Problem 413 for what must not be recorded; `where` goes before the
-    name of the field."""
-    if message.role not in ("user", "assistant"):
-        raise InvalidInput(f"{where}role", "must be user or assistant")
-    check_text(f"{where}content", message.content, max_bytes=max_bytes)
-    for field, most in (("speaker", MAX_SPEAKER), ("id", MAX_MESSAGE_ID)):
-        value = getattr(message, field)
-        if value is not None:
-            check_text(f"{where}{field}", value, max_bytes=4 * most)
-            if len(value) > most or not value.isprintable():
-                raise InvalidInput(f"{where}{field}", f"at most {most} printable characters")
-
-
-def incoming(body: MessagesBody, *, max_bytes: int) -> list[Incoming]:
-    """The messages to record. Raises InvalidInput naming the first bad one."""
-    from memory.interchange.conversations import aware
-
-    found = []
-    for index, message in enumerate(body.messages):
-        where = f"messages[{index}]."
-        try:
-            check_message(where, message, max_bytes=max_bytes)
-            created_at = aware(message.created_at)
-        except InvalidInput as error:
-            field = error.field if error.field.startswith(where) else f"{where}created_at"
-            problem = str(error).removeprefix(f"{error.field}: ")
-            raise InvalidInput(field, problem, done=0) from None
-        found.append(
-            Incoming(
-                role=message.role,
-                content=message.content,
-                created_at=created_at,
-                speaker=message.speaker,
-                id=message.id,
-            )
-        )
-    return found
-
-
-def lowered(budget: BudgetConfig, asked: BudgetBody) -> BudgetConfig:
-    """The configured budget with what the request asks for; it may only ask for less."""
-    values = {}
-    for name in BudgetBody.__struct_fields__:
-        value = getattr(asked, name)
-        if value is None:
-            continue
-        configured = getattr(budget, name)
-        if value > configured and not (name == "answer_tokens" and configured == 0):
-            raise InvalidInput(f"budget.{name}", f"may only lower the configured {configured}")
-        values[name] = value
-    # Layers that no longer fit a lowered whole get what is left, so no check of the sum here.
-    return budget.model_copy(update=values)
-
-
-def session_changes(body: SessionBody) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    if body.title is not msgspec.UNSET:
-        changes["title"] = check_text("title", body.title, max_bytes=1000)
-    if body.metadata is not msgspec.UNSET:
-        changes["metadata"] = check_metadata(body.metadata)
-    if body.ttl is not msgspec.UNSET:
-        try:
-            # JSON has no infinity; what is longer than the calendar is "never" all the same.
-            ttl = None if body.ttl is None else min(parse_duration(body.ttl), 1e12)
-            changes["ttl_seconds"] = ttl
-        except ValueError as error:
-            raise InvalidInput("ttl", str(error)) from None
-    return changes
-
-
 def session_out(session: Session) -> SessionOut:
     summary = session.summary
     return SessionOut(
@@ -290,6 +137,21 @@ def session_out(session: Session) -> SessionOut:
         dense_through=session.dense_through,
         facts_through=session.facts_through,
         metadata=session.metadata,
+    )
+
+
+def memory_out(found: Recollection) -> MemoryOut:
+    message = found.message
+    return MemoryOut(
+        message_id=message.id,
+        session_id=found.session_id,
+        seq=message.seq,
+        role=message.role,
+        content=message.content,
+        created_at=message.created_at,
+        score=round(found.score, 4),
+        dense_rank=found.dense_rank,
+        lexical_rank=found.lexical_rank,
     )
 
 
@@ -313,4 +175,46 @@ def turn_out(turn: Turn) -> TurnOut:
         error=turn.error,
         metadata=turn.metadata,
         model=turn.model,
+    )
+
+
+def answer_out(
+    generation: Generation, session_id: str, body: TurnBody, *, count: Callable[[str], int]
+) -> TurnOut:
+    """The turn of an answer that has ended. Raises Problem with the status of what went wrong,
+    NotFound when it was stopped without an end. `count` is that of tokens."""
+    answer = generation.answer
+    if isinstance(answer.end, TurnError):
+        raise _problem(answer.end, generation.accepted_turn)
+    if generation.ended_turn is not None:
+        return turn_out(generation.ended_turn)
+    if answer.end is None:
+        raise NotFound("turn")
+    asked, text = body.message, answer.text
+    return TurnOut(
+        turn_id=None,
+        session_id=session_id,
+        status=generation.status,
+        attempt=1,
+        user=MessageOut(role="user", content=asked, status="done", tokens=count(asked)),
+        assistant=MessageOut(
+            role="assistant", content=text, status=generation.status, tokens=count(text)
+        ),
+        receipt=answer.receipt,
+        usage=answer.end.usage,
+        finish_reason=answer.end.finish_reason,
+        error=None,
+        metadata=body.metadata,
+        model=answer.end.model,
+    )
+
+
+def _problem(error: TurnError, turn: Turn | None) -> Problem:
+    return Problem(
+        _ERROR_STATUS.get(error.code, 502),
+        error.message,
+        code=error.code,
+        retry_after_seconds=error.retry_after_s,
+        turn_id=turn.id if turn else None,
+        retryable=error.retryable,
     )

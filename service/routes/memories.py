@@ -1,4 +1,4 @@
-"""`GET /v1/memories`: search everything this user has said and been told."""
+"""`GET /v1/memories`: search everything that this user has said and has been answered."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from litestar.params import FromQuery, QueryParameter
 
 from memory import User
 from memory.interchange.conversations import aware
-from service.http.shapes import MemoriesOut, MemoryOut, check_session_id, check_text
-from service.routes.sessions import Limit
+from service.http.request import PageLimit, check_session_id, check_text
+from service.http.shapes import MemoriesOut, memory_out
 from service.services import Services
 
 
@@ -26,7 +26,7 @@ class Memories(Controller):
         user: NamedDependency[User],
         services: NamedDependency[Services],
         q: FromQuery[str | None] = None,
-        limit: Limit = 50,
+        limit: PageLimit = 50,
         session_id: FromQuery[str | None] = None,
         since: FromQuery[datetime | None] = None,
         until: FromQuery[datetime | None] = None,
@@ -35,7 +35,7 @@ class Memories(Controller):
         if session_id is not None:
             check_session_id(session_id)
         if q is not None:
-            check_text("q", q, max_bytes=services.settings.limits.message)
+            check_text("q", q, max_bytes=services.config.current.limits.message)
         found = await services.strata.history.memories(
             user,
             query=q,
@@ -45,20 +45,4 @@ class Memories(Controller):
             until=aware(until),
             role=role,
         )
-        return MemoriesOut(
-            [
-                MemoryOut(
-                    message_id=item.message.id,
-                    session_id=item.session_id,
-                    seq=item.message.seq,
-                    role=item.message.role,
-                    content=item.message.content,
-                    created_at=item.message.created_at,
-                    score=round(item.score, 4),
-                    dense_rank=item.dense_rank,
-                    lexical_rank=item.lexical_rank,
-                )
-                for item in found.items
-            ],
-            list(found.degraded),
-        )
+        return MemoriesOut([memory_out(item) for item in found.items], list(found.degraded))

@@ -1,38 +1,17 @@
-"""Sessions, their messages, and the context that a turn in them would send."""
+"""`/v1/sessions`: a user's conversations, and the context that a turn in one would send."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-from datetime import datetime
-from typing import Annotated
-
 from litestar import Controller, delete, get, patch, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody
 
-from memory import TurnRequest, User
-from memory.errors import InvalidInput
-from service.http.shapes import (
-    ContextBody,
-    ContextOut,
-    DeletedOut,
-    HistoryOut,
-    MessagesBody,
-    RecordedOut,
-    SessionBody,
-    SessionOut,
-    SessionsOut,
-    check_session_id,
-    check_text,
-    incoming,
-    lowered,
-    session_changes,
-    session_out,
-)
+from memory import User
+from service.http.bodies import ContextBody, SessionBody, session_changes
+from service.http.cursors import read_cursor, write_cursor
+from service.http.request import PageLimit, check_session_id, check_text
+from service.http.shapes import ContextOut, DeletedOut, SessionOut, SessionsOut, session_out
 from service.services import Services
-
-Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
 
 
 class Sessions(Controller):
@@ -45,11 +24,11 @@ class Sessions(Controller):
         user: NamedDependency[User],
         services: NamedDependency[Services],
         cursor: FromQuery[str | None] = None,
-        limit: Limit = 50,
+        limit: PageLimit = 50,
     ) -> SessionsOut:
-        before = _read_cursor(cursor) if cursor else None
+        before = read_cursor(cursor) if cursor else None
         page, after = await services.strata.history.sessions(user, before=before, limit=limit)
-        return SessionsOut([session_out(s) for s in page], _cursor(*after) if after else None)
+        return SessionsOut([session_out(s) for s in page], write_cursor(*after) if after else None)
 
     @get("/{session_id:str}", summary="One session")
     async def show(
@@ -83,34 +62,6 @@ class Sessions(Controller):
         check_session_id(session_id)
         return DeletedOut(await services.strata.history.delete_session(user, session_id))
 
-    @get("/{session_id:str}/messages", summary="History, newest page first")
-    async def history(
-        self,
-        session_id: FromPath[str],
-        user: NamedDependency[User],
-        services: NamedDependency[Services],
-        before: Annotated[int | None, QueryParameter(ge=1, le=2**53)] = None,
-        limit: Limit = 50,
-    ) -> HistoryOut:
-        check_session_id(session_id)
-        messages, next_before = await services.strata.history.messages(
-            user, session_id, before=before, limit=limit
-        )
-        return HistoryOut(messages, next_before)
-
-    @post("/{session_id:str}/messages", summary="Record messages without calling a model")
-    async def record(
-        self,
-        session_id: FromPath[str],
-        data: JSONBody[MessagesBody],
-        user: NamedDependency[User],
-        services: NamedDependency[Services],
-    ) -> RecordedOut:
-        check_session_id(session_id)
-        messages = incoming(data, max_bytes=services.settings.limits.message)
-        done = await services.strata.memory.record(user, session_id, messages)
-        return RecordedOut(done.accepted, done.duplicates, done.last_seq)
-
     @post("/{session_id:str}/context", status_code=200, summary="What a turn would send")
     async def context(
         self,
@@ -120,32 +71,8 @@ class Sessions(Controller):
         services: NamedDependency[Services],
     ) -> ContextOut:
         check_session_id(session_id)
-        settings = services.settings
-        check_text("query", data.query, max_bytes=settings.limits.message)
-        check_text("system", data.system, max_bytes=settings.limits.message, blank=True)
-        system = "\n\n".join(part for part in (settings.model.system, data.system) if part)
-        context = await services.strata.memory.preview(
-            TurnRequest(
-                user=user,
-                session_id=session_id,
-                question=data.query,
-                recall=data.recall,
-                system=system,
-                budget=lowered(settings.budget, data.budget),
-            )
-        )
+        most = services.config.current.limits.message
+        check_text("query", data.query, max_bytes=most)
+        check_text("system", data.system, max_bytes=most, blank=True)
+        context = await services.answers.preview(user, session_id, data)
         return ContextOut(list(context.messages), context.receipt)
-
-
-def _cursor(updated_at: datetime, key: str) -> str:
-    return base64.urlsafe_b64encode(f"{updated_at.isoformat()} {key}".encode()).decode()
-
-
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
-    try:
-        moment, _, key = base64.urlsafe_b64decode(cursor.encode()).decode().partition(" ")
-        updated_at = datetime.fromisoformat(moment)
-        updated_at.timestamp()
-        return updated_at, key
-    except (binascii.Error, UnicodeError, ValueError, OverflowError):
-        raise InvalidInput("cursor", "use next_cursor of the page before, unchanged") from None

@@ -1,48 +1,145 @@
-"""The text of an answer as it comes, piece by piece, and its events for readers at any place."""
+"""The answer that is being made here, as its readers see it: each reads at its own place.
+
+Text is kept in pieces as the model sent them while they are new, and in pages once they are old;
+readers who wait are woken for each change.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from bisect import bisect_right
 
-from service.streaming.events import token_event
+from memory.receipt import Receipt
+from service.streaming.events import Accepted, End, Token
 
-# A reader that is more pieces behind gets them in one event. Older ones are put together: a string
-# of a few letters takes ten times their room.
-BEHIND = 16
-# Code points of one event for a reader that is behind those: what is written for a client that
-# does not read must not grow with the answer.
+# A reader that is more pieces behind gets them joined in one event. Older pieces are joined for
+# good: a string of a few letters takes ten times its text's room.
+MOST_PIECES = 16
+# Code points of one event for a reader that is behind the pieces: what is written at once for a
+# client that does not read must not grow with the answer.
 PAGE = 1024
+PING_SECONDS = 15.0
+
+
+class Waiters:
+    """Wakes all who wait, or each after `patience_seconds`. Unlike asyncio.Event it costs nothing
+    to notify while nobody waits, which happens for every token of every answer, and one timer
+    serves all who wait."""
+
+    __slots__ = ("_patience", "_timer", "_waiting")
+
+    def __init__(self, patience_seconds: float) -> None:
+        self._patience = patience_seconds
+        self._waiting: dict[asyncio.Future[bool], float] = {}  # each with its deadline
+        self._timer: asyncio.TimerHandle | None = None
+
+    def notify(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for woken in waiting:
+            _wake(woken, notified=True)
+
+    async def wait(self) -> bool:
+        """True after the next `notify`, False after `patience_seconds`. It knows nothing of calls
+        before it: look for what is new first."""
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[bool] = loop.create_future()
+        self._waiting[woken] = loop.time() + self._patience
+        if self._timer is None:
+            self._timer = loop.call_later(self._patience, self._lose_patience)
+        try:
+            return await woken
+        finally:
+            self._waiting.pop(woken, None)
+
+    def _lose_patience(self) -> None:
+        self._timer, loop = None, asyncio.get_running_loop()
+        for woken, deadline in self._waiting.items():
+            if deadline <= loop.time():
+                _wake(woken, notified=False)
+            elif self._timer is None:  # the first that still waits: they stand in order
+                self._timer = loop.call_at(deadline, self._lose_patience)
+
+
+def _wake(woken: asyncio.Future[bool], *, notified: bool) -> None:
+    if not woken.done():
+        woken.set_result(notified)
 
 
 class AnswerBuffer:
-    __slots__ = ("_ends", "_joined", "_pages", "_recent", "_run", "length")
+    """A Snapshot that grows. `accepted` is None for a stateless call."""
 
-    def __init__(self, run: str) -> None:
-        self._run = run
-        # Pages, and what is not yet one. No text is ever made anew for some letters more: answers
+    __slots__ = (
+        "_changes",
+        "_ends",
+        "_joined",
+        "_pages",
+        "_recent",
+        "accepted",
+        "end",
+        "ended",
+        "length",
+        "receipt",
+    )
+
+    def __init__(self, accepted: Accepted | None = None) -> None:
+        self.accepted = accepted
+        self.receipt: Receipt | None = None
+        self.ended = False
+        self.end: End | None = None
+        self.length = 0  # in code points
+        self._changes = Waiters(PING_SECONDS)
+        # Pages, then what is not yet one. No text is copied for each few letters more: answers
         # that grow side by side would leave the heap full of holes.
         self._joined: list[str] = []
-        self._ends = array("I")  # code points up to and with each of them
+        self._ends = array("I")  # where each of them ends, in code points
         self._pages = 0
         self._recent: list[str] = []  # the pieces after them
-        self.length = 0  # in code points
+
+    @property
+    def text(self) -> str:
+        return "".join((*self._joined, *self._recent))
+
+    def show(self, receipt: Receipt) -> None:
+        """The account of the context that goes to the model."""
+        self.receipt = receipt
+        self._changes.notify()
 
     def add(self, text: str) -> None:
         """One more piece; it must not be empty."""
         self.length += len(text)
         self._recent.append(text)
-        if len(self._recent) == 2 * BEHIND:
-            self._join("".join(self._recent[:BEHIND]))
-            del self._recent[:BEHIND]
+        if len(self._recent) == 2 * MOST_PIECES:
+            self._join("".join(self._recent[:MOST_PIECES]))
+            del self._recent[:MOST_PIECES]
+        self._changes.notify()
 
-    def close(self) -> str:
-        """The whole text, which is kept once from now on. Nothing may be added any more."""
+    def seal(self) -> str:
+        """The whole text, kept once from now on. Nothing may be added any more."""
         whole = self.text
         self._joined, self._recent, self._pages = [], [], 0
         self._ends = array("I")
         self._join(whole)
         return whole
+
+    def finish(self, end: End | None) -> None:
+        """Let readers end, with this as their last event."""
+        self.end, self.ended = end, True
+        self._changes.notify()
+
+    async def changed(self) -> bool:
+        """Wait for the next change; False when there was none for `PING_SECONDS`."""
+        return await self._changes.wait()
+
+    def tokens(self, at: int) -> list[Token]:
+        """The next of the text from code point `at` < `length` on: to its end, or one page if
+        `at` is far behind."""
+        texts = [self._page(at)] if at < self._joined_length else self._since(at)
+        tokens = []
+        for text in texts:
+            at += len(text)
+            tokens.append(Token(at, text))
+        return tokens
 
     def _join(self, text: str) -> None:
         end = self._joined_length + len(text)
@@ -57,20 +154,6 @@ class AnswerBuffer:
     @property
     def _joined_length(self) -> int:
         return self._ends[-1] if self._ends else 0
-
-    @property
-    def text(self) -> str:
-        return "".join((*self._joined, *self._recent))
-
-    def events(self, at: int) -> tuple[list[bytes], int]:
-        """The next events of the text from code point `at` on, which must be before its end; and
-        the code point that they reach, which is its end unless `at` is far behind."""
-        texts = [self._page(at)] if at < self._joined_length else self._since(at)
-        events = []
-        for text in texts:
-            at += len(text)
-            events.append(token_event(self._run, at, text))
-        return events, at
 
     def _page(self, at: int) -> str:
         n = bisect_right(self._ends, at)
@@ -93,4 +176,4 @@ class AnswerBuffer:
             start -= len(text)
         texts.reverse()
         texts[0] = texts[0][at - start :]
-        return texts if len(texts) <= BEHIND else ["".join(texts)]
+        return texts if len(texts) <= MOST_PIECES else ["".join(texts)]

@@ -12,17 +12,17 @@ from memory.config import SessionConfig
 from memory.errors import StoreUnavailable, TurnLost
 from service.streaming.answer_buffer import AnswerBuffer
 
-# A lease is renewed so many times before it would end.
+# A lease is renewed this many times in its length.
 LEASE_PARTS = 3
-# Answers whose text so far is on its way to the store at the same time. More would only wait there,
-# each with a copy of its text.
-AT_ONCE = 16
 
 
 class Checkpoints:
-    """So that a crash loses little of an answer. `flush` stores what there is; `lost` is called
-    once it raises TurnLost. There are as many as answers: between two flushes each is but a
-    timer."""
+    """So that a crash loses little of an answer. `flush` stores what there is; once it raises
+    TurnLost, `lost` is called and nothing is flushed any more.
+
+    Every running answer has one, so between two flushes it is only a timer. `gate` bounds how
+    many flush at once: more would only wait in the store, each with a copy of its text.
+    """
 
     __slots__ = (
         "_answer",
@@ -59,7 +59,7 @@ class Checkpoints:
         self._wait()
 
     async def stop(self) -> None:
-        """Flush no more; whoever calls this stores what there is."""
+        """Flush no more: the end of the answer is stored by its caller."""
         if self._timer is not None:
             self._timer.cancel()
         if self._flushing is not None:
@@ -88,5 +88,5 @@ class Checkpoints:
             self._lost()
             return
         except StoreUnavailable:
-            pass  # the end tries again, and tells
+            pass  # the next flush tries again, and at last the end of the turn, which logs it
         self._wait()

@@ -14,9 +14,10 @@ from waiting import assert_quick, eventually
 
 from memory import User
 from service.config.settings import Settings
-from service.http.shapes import TurnBody
-from service.routes.turns import begin_turn
+from service.http.bodies import TurnBody
 from service.services import open_services
+from service.streaming.events import Token
+from service.streaming.response import live
 from system.conftest import BY_WORDS
 from system.process import Model, Service
 from system.streams import Event, answer, ask, asking, history, text_of
@@ -168,13 +169,14 @@ async def test_cancelled_turns_leave_no_task_behind(
         user = User("default", "anna")
 
         async def turn(session: str, tokens: int) -> None:
-            producer = await begin_turn(services, user, session, TurnBody(message="tell me"))
+            body = TurnBody(message="tell me")
+            generation = await services.answers.begin_turn(user, session, body)
             seen = 0
-            async for news in producer.read():
-                seen += news.count(b"event: token")
+            async for events in live(generation):
+                seen += sum(isinstance(event, Token) for event in events)
                 if seen >= tokens:
-                    producer.stop("cancelled")
-            assert producer.status == "partial"
+                    generation.stop("cancelled")
+            assert generation.status == "partial"
 
         model.mode("slow", delay=0.01, text=LONG)
         await turn("warm", 1)
@@ -184,4 +186,4 @@ async def test_cancelled_turns_leave_no_task_behind(
         await eventually(lambda: not services.answers)
         await services.strata.caught_up()
         await eventually(lambda: len(asyncio.all_tasks()) <= base)
-        assert len(services.streams) == 0
+        assert len(services.admission) == 0

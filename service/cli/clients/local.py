@@ -9,8 +9,12 @@ from memory import Incoming, User
 from memory.errors import NotFound
 from memory.models import Message
 from service.cli.clients.base import SESSIONS
-from service.http.shapes import TurnBody, session_out
+from service.http.bodies import TurnBody
+from service.http.shapes import session_out
+from service.observability.probes import probe
 from service.services import Services
+from service.streaming.events import builtins_of
+from service.streaming.response import live
 
 
 class LocalClient:
@@ -21,19 +25,11 @@ class LocalClient:
         self._user = user
 
     async def turn(self, session_id: str, message: str) -> AsyncIterator[tuple[str, Any]]:
-        import httpx
-
-        from service.cli.clients.http import parse_events
-        from service.routes.turns import begin_turn
-
-        producer = await begin_turn(
-            self._services, self._user, session_id, TurnBody(message=message)
-        )
-        response = httpx.Response(
-            200, headers={"content-type": "text/event-stream"}, content=producer.read()
-        )
-        async for _, name, data in parse_events(response):
-            yield name, data
+        body = TurnBody(message=message)
+        generation = await self._services.answers.begin_turn(self._user, session_id, body)
+        async for events in live(generation):
+            for event in events:
+                yield builtins_of(event)
 
     async def record(
         self, user: str, session_id: str, messages: Sequence[Incoming]
@@ -65,8 +61,6 @@ class LocalClient:
         return session_out(session).messages
 
     async def ready(self) -> dict[str, Any]:
-        from service.routes.health import probe
-
         await self._services.strata.embeddings_loaded.wait()
         return {"status": "ready", **await probe(self._services)}
 

@@ -37,7 +37,7 @@ def chat(
     configure_logging("error")
     from service.cli.chat import chat as chat_
     from service.cli.clients.connect import connect
-    from service.http.shapes import check_session_id
+    from service.http.request import check_session_id
 
     async def work() -> None:
         check_session_id(session)

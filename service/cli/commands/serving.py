@@ -31,7 +31,8 @@ def serve(
 
         run(Workers(settings, config=config).run())
         return
+    from service.process.server import new_event_loop
     from service.process.server import serve as serve_
     from service.process.workers import Parent
 
-    run(serve_(settings, parent=Parent(worker) if worker else None))
+    run(serve_(settings, parent=Parent(worker) if worker else None), new_event_loop)

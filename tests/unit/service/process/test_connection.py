@@ -10,7 +10,7 @@ import pytest
 import uvicorn
 from waiting import PATIENCE_SECONDS
 
-from service.process import server
+from service.process import connection
 
 STUCK_SECONDS = 1.0
 
@@ -36,14 +36,14 @@ async def test_a_client_that_takes_nothing_loses_its_place(
     monkeypatch: pytest.MonkeyPatch, reads: bool
 ) -> None:
     """R20: a slow one does not."""
-    monkeypatch.setattr(server, "STUCK_SECONDS", STUCK_SECONDS)
-    config = uvicorn.Config(endless, http=server.Connection, lifespan="off", log_config=None)
+    monkeypatch.setattr(connection, "STUCK_SECONDS", STUCK_SECONDS)
+    config = uvicorn.Config(endless, http=connection.Connection, lifespan="off", log_config=None)
     config.load()
     gone = asyncio.Event()
     loop = asyncio.get_running_loop()
     state = uvicorn.server.ServerState()
     listening = await loop.create_server(
-        lambda: server.Connection(config, state, {"gone": gone}), "127.0.0.1", 0
+        lambda: connection.Connection(config, state, {"gone": gone}), "127.0.0.1", 0
     )
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
