@@ -64,8 +64,9 @@ evals: $(VENV)/.run
 	@$(BIN)/python -m evals recall --budgets 256,512,1024 --out out/recall
 	@$(BIN)/python -m evals cost --out out/cost
 
-# Strict: a warning fails it. The variable only silences an advertisement about MkDocs 2.
+# What is generated from the code is renewed first. A warning fails the build. The variable only silences an advertisement about MkDocs 2.
 docs: $(VENV)/.dev
+	@$(BIN)/python docs/generate.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:

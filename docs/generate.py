@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 
 from service.app import create_app
 from service.config.reference import markdown_reference
@@ -96,6 +97,8 @@ def outputs() -> dict[Path, str]:
 
 
 def main() -> None:
+    quiet = structlog.make_filtering_bound_logger(30)
+    structlog.configure(wrapper_class=quiet)  # no line for the request to /schema
     for path, text in outputs().items():
         if not path.exists() or path.read_text("utf-8") != text:
             path.write_text(text, "utf-8")

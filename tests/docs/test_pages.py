@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from pydantic import BaseModel
 from system.process import ROOT
 
@@ -112,6 +114,16 @@ def test_pictures_hold_text_and_load_nothing() -> None:
         loaded = re.findall(r"(?:href|src)=|url\(\s*[\"']?http|@import|@font-face", svg)
         assert not loaded, f"{path}: {loaded}"
         assert path.stat().st_size < 60_000, path
+
+
+def test_hooks_call_tools_that_the_project_installs() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    for repo in config["repos"]:
+        assert repo["repo"] == "local"
+        for hook in repo["hooks"]:
+            program = hook["entry"].split()[0]
+            assert program.startswith(".venv/bin/")
+            assert (Path(sys.prefix) / "bin" / Path(program).name).exists(), program
 
 
 def test_the_readme_is_short() -> None:
