@@ -22,6 +22,7 @@ from evals.reporting.progress import progress
 from evals.speed import bench as bench_
 from evals.speed import cpu as cpu_
 from evals.speed import scale
+from evals.speed import start as start_
 from evals.speed import trace as trace_
 from evals.speed.processes import ROOT
 from memory import MemoryConfig
@@ -120,6 +121,17 @@ def bench(
     )
     text = f"{bench_.table(figures)}\n{scale.table(scaled)}"
     write_figures(out, "bench", [*figures, *scaled], text)
+
+
+@app.command()
+def start(
+    sessions: Annotated[int, typer.Option(min=1, metavar="N", help="in the store")] = 300_000,
+    out: Out = Path("out/start"),
+) -> None:
+    """What a start costs over a large embedded store."""
+    report.make_folder(out)
+    figures = asyncio.run(start_.run(sessions=sessions, tell=tell))
+    write_figures(out, "start", [figures], start_.table(figures))
 
 
 @app.command()
