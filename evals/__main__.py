@@ -1,54 +1,200 @@
-"""`python -m evals`: measure recall and cost of a memory over labelled conversations."""
+"""Measure a memory: how good recall is, what a context costs, how fast the service is."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated
 
 import msgspec
 import structlog
+import typer
 
-from evals.quality import cost, recall
+from evals.quality import cost as cost_
+from evals.quality import recall as recall_
 from evals.quality.datasets import committed, load
 from evals.reporting import report
 from evals.reporting.progress import progress
-from evals.speed import bench, scale
+from evals.speed import bench as bench_
+from evals.speed import cpu as cpu_
+from evals.speed import scale
+from evals.speed import start as start_
+from evals.speed import trace as trace_
+from evals.speed.processes import ROOT
 from memory import MemoryConfig
 from memory.errors import ConfigError, InvalidInput, StrataError
 
-DEFAULT_BUDGETS = (512, 1024, 2048)
+PROGRAM = "python -m evals"
+DEFAULT_BUDGETS = "512,1024,2048"
+_LISTS = ("--data",)  # options that several values may follow
+
+app = typer.Typer(no_args_is_help=False, add_completion=False, help=__doc__)
+
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE…",
+        help="labelled conversations in the uniform format (default: the sets in evals/data)",
+    ),
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="strata.toml")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="where the reports go")]
+Against = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="another checkout with a .venv, to compare with")
+]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line; `--help` tells the usage."""
+@app.command()
+def recall(
+    context: typer.Context,
+    data: Data = None,
+    config: Config = None,
+    budgets: Annotated[
+        str, typer.Option(metavar="N,N…", help="recall budgets in tokens")
+    ] = DEFAULT_BUDGETS,
+    out: Out = Path("out/recall"),
+) -> None:
+    """How much labelled evidence recall finds."""
+    asked = budgets_of(budgets)
+    report.make_folder(out)
+    loaded = load_config(config)
+    parts, lines = [], []
+    for one in load(data or committed()):
+        with progress(f"recall {one.name}") as tell:
+            rows, part = asyncio.run(recall_.run(one, budgets=asked, config=loaded, tell=tell))
+        parts.append(part)
+        lines += [recall_.retrieved_line(row) for row in rows]
+    content = report.report(context.obj, recall_.effective(loaded, asked), parts)
+    report.write_lines(out / "retrieved.jsonl", lines)
+    show(report.write(out, content, report.recall_tables), out)
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+
+@app.command()
+def cost(
+    context: typer.Context,
+    data: Data = None,
+    config: Config = None,
+    turns: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="of each conversation (default: all)")
+    ] = None,
+    out: Out = Path("out/cost"),
+) -> None:
+    """What a turn's prompt costs, turn by turn."""
+    report.make_folder(out)
+    loaded = load_config(config)
+    parts = []
+    for one in load(data or committed()):
+        with progress(f"cost {one.name}") as tell:
+            parts.append(asyncio.run(cost_.run(one, config=loaded, turns=turns, tell=tell)))
+    content = report.report(context.obj, cost_.effective(loaded), parts)
+    show(report.write(out, content, report.cost_tables), out)
 
 
-def budgets(text: str) -> list[int]:
+@app.command()
+def bench(
+    rounds: Annotated[
+        int, typer.Option(min=1, metavar="N", help="short and long sessions compared")
+    ] = 40,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="a MongoDB server to measure too")
+    ] = None,
+    index: Annotated[
+        str | None, typer.Option(metavar="URL", help="a Qdrant server to measure too")
+    ] = None,
+    turns: Annotated[
+        int, typer.Option(metavar="N", help="other users' turns in the filled stores")
+    ] = 1_000_000,
+    points: Annotated[int, typer.Option(metavar="N", help="in the filled index")] = 100_000,
+    out: Out = Path("out/bench"),
+) -> None:
+    """Latency, memory and start-up of the service. Servers keep what they were filled with."""
+    report.make_folder(out)
+    figures = asyncio.run(bench_.run(rounds=rounds, tell=tell))
+    scaled = asyncio.run(
+        scale.run(
+            rounds=rounds * 2, turns=turns, points=points, store=store, index=index, tell=tell
+        )
+    )
+    text = f"{bench_.table(figures)}\n{scale.table(scaled)}"
+    write_figures(out, "bench", [*figures, *scaled], text)
+
+
+@app.command()
+def start(
+    sessions: Annotated[int, typer.Option(min=1, metavar="N", help="in the store")] = 300_000,
+    out: Out = Path("out/start"),
+) -> None:
+    """What a start costs over a large embedded store."""
+    report.make_folder(out)
+    figures = asyncio.run(start_.run(sessions=sessions, tell=tell))
+    write_figures(out, "start", [figures], start_.table(figures))
+
+
+@app.command()
+def trace(
+    checkout: Annotated[
+        Path, typer.Option(metavar="DIR", help="a checkout with a .venv (default: this one)")
+    ] = ROOT,
+    files: Annotated[bool, typer.Option("--files", help="name every file")] = False,
+    calls: Annotated[bool, typer.Option("--calls", help="list the question's calls")] = False,
+) -> None:
+    """How far one streamed turn walks through the code."""
+    found = trace_.run(checkout.resolve())
+    if calls:
+        for one in (one for one in found if one.carries):
+            print(f"{one.task}\t{one.file}\t{one.function}\tfrom {one.caller}")
+    print(trace_.table(found, names=files), end="")
+
+
+@app.command()
+def cpu(
+    turns: Annotated[int, typer.Option(min=1, metavar="N", help="of a round")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, metavar="N")] = 10,
+    against: Against = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="the offline model, not a server for it")
+    ] = False,
+    out: Out = Path("out/cpu"),
+) -> None:
+    """CPU of a turn, of this checkout or of two in turns."""
+    report.make_folder(out)
+    figures = asyncio.run(
+        cpu_.run(turns=turns, rounds=rounds, against=against, offline=offline, tell=tell)
+    )
+    write_figures(out, "cpu", [figures], cpu_.table(figures))
+
+
+def tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def show(text: str, out: Path) -> None:
+    print(text, end="", flush=True)
+    tell(f"written to {out}")
+
+
+def write_figures(out: Path, name: str, figures: Sequence[msgspec.Struct], text: str) -> None:
+    report.write_lines(out / f"{name}.jsonl", [msgspec.json.encode(one) for one in figures])
+    (out / f"{name}.md").write_text(text, "utf-8")
+    show(text, out)
+
+
+def budgets_of(text: str) -> list[int]:
     """`512,1024` as numbers, each once."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of token numbers above 0 (write --budgets 512,1024,2048)"
+        raise typer.BadParameter(
+            f"{text!r} is no list of token numbers above 0 (write --budgets 512,1024,2048)",
+            param_hint="--budgets",
         )
     return list(dict.fromkeys(found))
-
-
-def at_least_one(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0 (write --turns 100)")
-    return int(text)
 
 
 def load_config(path: Path | None) -> MemoryConfig:
@@ -58,151 +204,39 @@ def load_config(path: Path | None) -> MemoryConfig:
     return load_settings(path).memory()
 
 
-def parser() -> argparse.ArgumentParser:
-    main_parser = _Parser(prog="python -m evals", description=__doc__)
-    commands = main_parser.add_subparsers(required=True, metavar="COMMAND")
-
-    command = _command(commands, "recall", _recall, "how much labelled evidence recall finds")
-    _add_data(command)
-    command.add_argument(
-        "--budgets",
-        type=budgets,
-        default=list(DEFAULT_BUDGETS),
-        metavar="N,N…",
-        help="recall budgets in tokens (default: 512,1024,2048)",
-    )
-
-    command = _command(commands, "cost", _cost, "what a turn's prompt costs, turn by turn")
-    _add_data(command)
-    command.add_argument(
-        "--turns", type=at_least_one, metavar="N", help="turns of each conversation (default: all)"
-    )
-
-    command = _command(commands, "bench", _bench, "latency, memory and start-up of the service")
-    command.add_argument(
-        "--rounds",
-        type=at_least_one,
-        default=40,
-        metavar="N",
-        help="short and long sessions compared (default: 40)",
-    )
-    command.add_argument("--store", metavar="URL", help="a MongoDB server to measure too")
-    command.add_argument("--index", metavar="URL", help="a Qdrant server to measure too")
-    command.add_argument(
-        "--turns",
-        type=int,
-        default=1_000_000,
-        metavar="N",
-        help="other users' turns in the filled stores (default: 1,000,000); servers keep them",
-    )
-    command.add_argument(
-        "--points", type=int, default=100_000, metavar="N", help="in the index (default: 100,000)"
-    )
-    return main_parser
-
-
-def _command(
-    commands: argparse._SubParsersAction[_Parser],
-    name: str,
-    run: Callable[[argparse.Namespace], str],
-    text: str,
-) -> argparse.ArgumentParser:
-    """A subcommand with the options that all share; `run` writes its reports and returns what
-    is to be printed."""
-    command = commands.add_parser(name, help=text, description=text)
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out") / name,
-        metavar="DIR",
-        help=f"where the reports go (default: out/{name})",
-    )
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_data(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, metavar="FILE", help="strata.toml")
-    command.add_argument(
-        "--data",
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="labelled conversations in the uniform format (default: the sets in evals/data)",
-    )
-
-
-def _recall(options: argparse.Namespace) -> str:
-    config = load_config(options.config)
-    parts, lines = [], []
-    for data in load(options.data or committed()):
-        with progress(f"recall {data.name}") as tell:
-            rows, part = asyncio.run(
-                recall.run(data, budgets=options.budgets, config=config, tell=tell)
-            )
-        parts.append(part)
-        lines += [recall.retrieved_line(row) for row in rows]
-    measured = recall.effective(config, options.budgets)
-    report.write_lines(options.out / "retrieved.jsonl", lines)
-    return report.write(
-        options.out, report.report(options.command, measured, parts), report.recall_tables
-    )
-
-
-def _cost(options: argparse.Namespace) -> str:
-    config = load_config(options.config)
-    parts = []
-    for data in load(options.data or committed()):
-        with progress(f"cost {data.name}") as tell:
-            parts.append(asyncio.run(cost.run(data, config=config, turns=options.turns, tell=tell)))
-    measured = cost.effective(config)
-    return report.write(
-        options.out, report.report(options.command, measured, parts), report.cost_tables
-    )
-
-
-def _bench(options: argparse.Namespace) -> str:
-    def tell(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    figures = asyncio.run(bench.run(rounds=options.rounds, tell=tell))
-    scaled = asyncio.run(
-        scale.run(
-            rounds=options.rounds * 2,
-            turns=options.turns,
-            points=options.points,
-            store=options.store,
-            index=options.index,
-            tell=tell,
-        )
-    )
-    text = f"{bench.table(figures)}\n{scale.table(scaled)}"
-    lines = [msgspec.json.encode(figure) for figure in (*figures, *scaled)]
-    report.write_lines(options.out / "bench.jsonl", lines)
-    (options.out / "bench.md").write_text(text, "utf-8")
-    return text
+def spread(arguments: Sequence[str]) -> list[str]:
+    """`--data A B` as `--data A --data B`: options here take one value each."""
+    found: list[str] = []
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in _LISTS else ""
+        elif option and found[-1] != option:
+            found.append(option)
+        found.append(argument)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 2 for what the caller has to mend, 1 for what failed."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(arguments)
-    options.command = shlex.join(["python", "-m", "evals", *arguments])
     # Results stand on stdout alone; what the library logs there by default would mix with them.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    command = typer.main.get_command(app)
+    called = shlex.join([*PROGRAM.split(), *arguments])
     try:
-        report.make_folder(options.out)
-        print(options.run(options), end="")
-    except (StrataError, OSError) as error:
-        print(f"python -m evals: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | InvalidInput) else 1
+        code = command.main(spread(arguments), prog_name=PROGRAM, standalone_mode=False, obj=called)
+    except (typer.TyperException, StrataError, OSError) as error:
+        wrong = isinstance(error, typer.TyperException | ConfigError | InvalidInput)
+        text = error.format_message() if isinstance(error, typer.TyperException) else error
+        print(f"{PROGRAM}: {text}", file=sys.stderr)
+        return 2 if wrong else 1
     except KeyboardInterrupt:
         return 130
-    print(f"written to {options.out}", file=sys.stderr)
-    return 0
+    return int(code or 0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ question's end; a refusal is a `text` like any other.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import hashlib
@@ -29,8 +28,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import uvicorn
 
 Receive = Callable[[], Awaitable[Any]]
@@ -258,14 +258,11 @@ class _Server(uvicorn.Server):
         print(json.dumps({"port": self.servers[0].sockets[0].getsockname()[1]}), flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m evals.fake_openai")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    config = uvicorn.Config(FakeOpenAI(), lifespan="off", log_level="warning")
-    config.port = parser.parse_args().port
+def main(port: Annotated[int, typer.Option(help="0 takes a free one")] = 0) -> None:
+    config = uvicorn.Config(FakeOpenAI(), port=port, lifespan="off", log_level="warning")
     config.timeout_graceful_shutdown = 1
     _Server(config).run()
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -72,15 +72,19 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     """A module of this project as a process; its standard error goes to `log`."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("STRATA_", "OPENAI_"))}
-    python = sys.executable if checkout == ROOT else str(checkout / ".venv" / "bin" / "python")
     with log.open("wb") as errors:
         return subprocess.Popen(
-            [python, "-m", module, *arguments],
+            [python_of(checkout), "-m", module, *arguments],
             cwd=cwd,
             env={**inherited, **variables, "PYTHONPATH": str(checkout)},
             stdout=subprocess.PIPE,
             stderr=errors,
         )
+
+
+def python_of(checkout: Path) -> str:
+    """The interpreter that has what a checkout needs."""
+    return sys.executable if checkout == ROOT else str(checkout / ".venv" / "bin" / "python")
 
 
 async def _serving(log: Path, process: subprocess.Popen[bytes]) -> str:

@@ -1,4 +1,4 @@
-"""What a start costs over a large embedded store: `python -m evals.speed.start --sessions 300000`.
+"""What a start costs over a large embedded store: `python -m evals start`.
 
 The file holds that many projected sessions of one turn each. Measured from `open_memory` on: the
 first accepted turn, the longest that any of the turns after it waited until the embedding model
@@ -16,10 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-import typer
 
 from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
 from memory.log.transitions import Incoming, recorded_turn
@@ -174,13 +172,3 @@ def table(figures: StartFigures) -> str:
         f"| {figures.writes_seconds} |\n"
         f"| upgrade of a file of release 0.1.0, once | | {figures.migration_seconds} |\n"
     )
-
-
-def main(sessions: Annotated[int, typer.Option(min=1)] = 300_000) -> None:
-    """What a start costs over a large embedded store."""
-    figures = asyncio.run(run(sessions=sessions, tell=lambda line: typer.echo(line, err=True)))
-    typer.echo(table(figures))
-
-
-if __name__ == "__main__":
-    typer.run(main)

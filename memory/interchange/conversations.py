@@ -1,34 +1,22 @@
-"""Conversations from files: NDJSON lines, or the uniform format with labelled evidence.
+"""Conversations with labelled evidence, in the uniform format that evals measure.
 
-An NDJSON line is `{"session_id","role","content","created_at"?,"speaker"?,"id"?}`. The uniform
-format is a list of `{"conversation_id","user_id","sessions":[{"session_id","datetime",
-"turns":[{"turn_id","speaker","role","text"}]}], "questions":[…]}`; one conversation is one
-user's memory.
+The format is a list of `{"conversation_id","user_id","sessions":[{"session_id","datetime",
+"turns":[{"turn_id","speaker","role","text"}]}],"questions":[…]}`; one conversation is one user's
+memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from memory.errors import InvalidInput
+from memory.interchange.batch import BATCH, Batch, aware
 from memory.log.transitions import Incoming
-
-BATCH = 200
-MAX_LINE_BYTES = 1_000_000
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    session_id: str
-    role: str
-    content: str
-    created_at: datetime | None = None
-    speaker: str | None = None
-    id: str | None = None
 
 
 class SourceTurn(msgspec.Struct, frozen=True):
@@ -45,6 +33,8 @@ class SourceSession(msgspec.Struct, frozen=True):
 
 
 class SourceQuestion(msgspec.Struct, frozen=True):
+    """`evidence` names the turns that hold the answer by their ids."""
+
     question_id: str
     category: str
     question: str
@@ -59,57 +49,6 @@ class Conversation(msgspec.Struct, frozen=True):
     questions: list[SourceQuestion] = []
 
 
-class Batch(NamedTuple):
-    """Messages of one session in their order. `place` says where in the source they stand,
-    `lines` in which line each does, if it is a file of lines."""
-
-    user: str
-    session_id: str
-    messages: list[Incoming]
-    place: str
-    lines: tuple[int, ...] = ()
-
-
-def read_lines(path: Path, *, user: str) -> Iterator[Batch]:
-    """NDJSON as batches, read line by line. Raises InvalidInput naming the line."""
-    decoder = msgspec.json.Decoder(Line)
-    pending: list[Incoming] = []
-    lines: list[int] = []
-    session, first = "", 1
-    with path.open("rb") as file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if not raw.strip():
-                continue
-            try:
-                if len(raw) > MAX_LINE_BYTES:
-                    raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
-                line = decoder.decode(raw)
-                created_at = aware(line.created_at)
-            except (ValueError, InvalidInput) as error:  # msgspec's and Unicode's are ValueErrors
-                if pending:
-                    yield Batch(user, session, pending, f"line {first}", tuple(lines))
-                raise InvalidInput(f"line {number}", str(error)) from error
-            if pending and (line.session_id != session or len(pending) >= BATCH):
-                yield Batch(user, session, pending, f"line {first}", tuple(lines))
-                pending, lines = [], []
-            if not pending:
-                session, first = line.session_id, number
-            lines.append(number)
-            pending.append(
-                Incoming(
-                    role=line.role,
-                    content=line.content,
-                    created_at=created_at,
-                    speaker=line.speaker,
-                    id=line.id,
-                )
-            )
-    if pending:
-        yield Batch(user, session, pending, f"line {first}", tuple(lines))
-
-
 def load_conversations(path: Path) -> list[Conversation]:
     """The uniform format, whole. Raises InvalidInput naming the place."""
     try:
@@ -119,7 +58,8 @@ def load_conversations(path: Path) -> list[Conversation]:
 
 
 def batches(conversation: Conversation, *, user: str | None = None) -> Iterator[Batch]:
-    """One conversation's messages, session by session, in order."""
+    """One conversation's messages, session by session, in order; those without text are left out.
+    They are `user`'s, else the conversation's own user's."""
     for session in conversation.sessions:
         messages = [
             Incoming(
@@ -139,14 +79,3 @@ def batches(conversation: Conversation, *, user: str | None = None) -> Iterator[
                 messages[start : start + BATCH],
                 f"session {session.session_id}",
             )
-
-
-def aware(moment: datetime | None) -> datetime | None:
-    """UTC, cut to milliseconds; a moment without a zone is taken as UTC. Raises InvalidInput."""
-    if moment is None:
-        return None
-    try:
-        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except OverflowError:
-        raise InvalidInput("time", "lies outside the years 1 to 9999 in UTC") from None
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)

@@ -13,7 +13,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from memory.interchange.conversations import Line
+from memory.interchange.ndjson import Line
 from memory.models import Message
 from service.cli.clients.base import Client
 

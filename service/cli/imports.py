@@ -10,7 +10,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from memory.errors import InvalidInput
-from memory.interchange.conversations import Batch, batches, load_conversations, read_lines
+from memory.interchange.batch import Batch
+from memory.interchange.conversations import batches, load_conversations
+from memory.interchange.ndjson import read_lines
 from memory.log.transitions import Incoming
 from service.cli.clients.base import Client
 from service.http.bodies import check_message

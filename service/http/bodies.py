@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from memory.config import BudgetConfig
 from memory.durations import parse_duration
 from memory.errors import InvalidInput
-from memory.interchange.conversations import aware
+from memory.interchange.batch import aware
 from memory.log.transitions import Incoming
 from memory.models import RecallScope
 from service.http.request import check_metadata, check_text

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery, QueryParameter
 
 from memory import User
-from memory.interchange.conversations import aware
+from memory.interchange.batch import aware
 from service.http.request import PageLimit, check_session_id, check_text
 from service.http.shapes import MemoriesOut, memory_out
 from service.services import Services
