@@ -17,7 +17,6 @@ from memory.models import Message, Recollection, Role, Session, Turn, User, now,
 from memory.recall.search import Recall, hydrate
 from memory.retention.erasing import Eraser
 from memory.sessions.documents import SessionDocuments
-from memory.sessions.lifetime import has_ended, session_expiry
 from memory.sessions.visibility import in_living_sessions, unexpired
 from memory.stores.base import Store
 
@@ -117,7 +116,7 @@ class History:
     async def _visible(self, session: Session) -> Session | None:
         """The session without what has expired; None when that is all, or when it has ended."""
         moment = now()
-        if has_ended(session, None, moment, self._config.current.ttl.session):
+        if session.has_ended(None, moment, self._config.current.ttl.session):
             return None
         return await unexpired(self._store.turns, session, moment)
 
@@ -130,8 +129,8 @@ class History:
         values = dict(changes)
         if "ttl_seconds" in values:
             changed = msgspec.structs.replace(session, ttl_seconds=values["ttl_seconds"])
-            values["expires_at"] = session_expiry(
-                changed, session.updated_at, self._config.current.ttl.session
+            values["expires_at"] = changed.ends_at(
+                session.updated_at, self._config.current.ttl.session
             )
         await self._store.sessions.change(session.key, values)
         return await self.session(user, session_id)

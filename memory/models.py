@@ -8,8 +8,9 @@ message id = `<turn id>.u` or `.a`.
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
-from typing import Any, Literal
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -22,12 +23,23 @@ TurnStatus = Literal["running", "done", "partial", "interrupted", "failed"]
 RecallScope = Literal["user", "session", "none"]
 
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)
+TITLE_CHARACTERS = 60
 
 
 def now() -> datetime:
     """The current time in UTC, cut to milliseconds (what every store can hold)."""
     moment = datetime.now(UTC)
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def expiry_of(moment: datetime, ttl: float | str) -> datetime:
+    """`moment` + `ttl` seconds; NEVER for "session" and for what lies beyond the calendar."""
+    if isinstance(ttl, str) or math.isinf(ttl):
+        return NEVER
+    try:
+        return min(NEVER, moment + timedelta(seconds=ttl))
+    except OverflowError:
+        return NEVER
 
 
 def _digest(text: str) -> str:
@@ -135,10 +147,16 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
             return () if assistant is None else (assistant,)
         return (user,) if assistant is None else (user, assistant)
 
+    @property
+    def title(self) -> str:
+        """A title without a model call: the first characters of the first message."""
+        texts = [message.content for message in self.messages if message.content]
+        return " ".join(texts[0].split())[:TITLE_CHARACTERS] if texts else ""
+
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """What one fold took out of messages `first_seq`…`last_seq`, for the life of its session that
-    began at `begun`."""
+    """What one compaction took out of messages `first_seq`…`last_seq`, for the life of its session
+    that began at `begun`."""
 
     session_key: SessionKey
     first_seq: int
@@ -153,7 +171,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
     `retired` counts the statements that no longer fit; recall still finds them. The text is
     hidden from `expires_at` on, until it is rolled anew from the segments that live. `unfiled` is
-    the segment of the last fold as long as it is not stored as a document of its own.
+    the segment of the last compaction as long as it is not stored as a document of its own.
     """
 
     text: str = ""
@@ -185,6 +203,73 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     ttl_seconds: float | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     erasing: bool = False
+
+    def ends_at(self, last_activity: datetime, default_ttl: float) -> datetime:
+        """When it ends if nothing is said after `last_activity`; ttls are seconds."""
+        ttl = default_ttl if self.ttl_seconds is None else self.ttl_seconds
+        return expiry_of(last_activity, ttl)
+
+    def has_ended(self, newest: Turn | None, at: datetime, default_ttl: float) -> bool:
+        """Whether its ttl after the last activity is over, or it is being erased and nothing has
+        been said in it since. `newest` is its newest turn, of which it need not know yet."""
+        last_seq = self.last_seq if newest is None else max(self.last_seq, newest.last_seq)
+        if self.erasing and last_seq < self.first_seq:
+            return True
+        activity = self.updated_at if newest is None else max(self.updated_at, newest.recorded_at)
+        return self.ends_at(activity, default_ttl) <= at
+
+    def begun_anew(self, last_seq: int) -> Session:
+        """The same session in a new life: empty, going on with the next seq."""
+        return msgspec.structs.replace(
+            self,
+            title="",
+            first_seq=last_seq + 1,
+            last_seq=last_seq,
+            summary=Summary(version=self.summary.version + 1, covers_through=last_seq),
+            expires_at=NEVER,
+        )
+
+    def fields_of_new_life(self) -> dict[str, Any]:
+        """What a store sets so that its document begins anew as this does. `last_seq` is missing:
+        a turn that was inserted meanwhile may have raised it."""
+        return {
+            "title": "",
+            "first_seq": self.first_seq,
+            "summary": self.summary,
+            "expires_at": self.expires_at,
+        }
+
+
+def new_session(user: UserKey, session_id: str, moment: datetime) -> Session:
+    key = session_key(user, session_id)
+    return Session(
+        key=key, user_key=user, session_id=session_id, title="", created_at=moment,
+        updated_at=moment,
+    )  # fmt: skip
+
+
+class LoadedSession(NamedTuple):
+    """A session's document, if there is one, and its newest turns, newest first, without their
+    receipts."""
+
+    session: Session | None
+    turns: list[Turn]
+
+    @property
+    def last_seq(self) -> int:
+        """The seq of its last message, 0 without any."""
+        newest = self.turns[0].last_seq if self.turns else 0
+        return max(newest, self.session.last_seq if self.session else 0)
+
+    def session_now(self, user: UserKey, session_id: str, default_ttl: float) -> Session:
+        """The session as it counts at this moment: new, begun anew, or (the very same object) as
+        it was loaded."""
+        if self.session is None:
+            return new_session(user, session_id, now())
+        newest = self.turns[0] if self.turns else None
+        if self.session.has_ended(newest, now(), default_ttl):
+            return self.session.begun_anew(self.last_seq)
+        return self.session
 
 
 class Recollection(msgspec.Struct, frozen=True, kw_only=True):

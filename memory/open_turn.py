@@ -12,9 +12,8 @@ from memory.context.builder import ContextDraft
 from memory.errors import StrataError, TurnEnded, reason
 from memory.log.transitions import answered
 from memory.log.turn_log import AcceptedTurn, TurnLog
-from memory.models import MessageStatus, Turn, TurnError, TurnStatus, now
+from memory.models import MessageStatus, Turn, TurnError, TurnStatus, expiry_of, now
 from memory.receipt import Context, Receipt
-from memory.sessions.lifetime import expiry_of
 
 log = structlog.get_logger("strata.turn")
 

@@ -15,8 +15,7 @@ from memory.embeddings import sparse
 from memory.ids import MessageId, SessionKey, UserKey
 from memory.indexes.base import Payload, Point, VectorIndex
 from memory.log.transitions import Incoming, recorded_turn
-from memory.models import Turn, now, session_key, turn_id
-from memory.sessions.lifetime import new_session
+from memory.models import Turn, new_session, now, session_key, turn_id
 from memory.stores import make_store
 from memory.stores.base import Store
 from memory.strata import make_index

@@ -21,8 +21,7 @@ import msgspec
 
 from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
 from memory.log.transitions import Incoming, recorded_turn
-from memory.models import Session, Turn, now, session_key
-from memory.sessions.lifetime import new_session
+from memory.models import Session, Turn, new_session, now, session_key
 from memory.stores.codec import Codec
 from memory.stores.sqlite.schema import prepare
 from memory.stores.sqlite.sessions import PUT

@@ -18,11 +18,10 @@ from memory.context.assembly import Material, assemble, check_question
 from memory.errors import StoreUnavailable
 from memory.ids import MessageId, SessionKey
 from memory.log.transitions import recounted
-from memory.models import Recalled, Session, Turn, now
+from memory.models import LoadedSession, Recalled, Session, Turn, new_session, now
 from memory.recall.search import Recall, hydrate
 from memory.receipt import Context
-from memory.sessions.lifetime import finished, new_session
-from memory.stores.base import LoadedSession, Store
+from memory.stores.base import Store
 from memory.tokens import TokenCounter
 from memory.turn_request import TurnRequest
 
@@ -127,7 +126,7 @@ class ContextBuilder:
             question=request.question,
             system=request.system,
             summary=summary,
-            turns=[recounted(turn, self._counter) for turn in finished(turns)],
+            turns=[recounted(turn, self._counter) for turn in _finished(turns)],
             recalled=recalled,
             degraded=("summary",) if summary.degraded else (),
             previous_marks=next((t.prefix_marks for t in reversed(turns) if t.prefix_marks), ()),
@@ -167,7 +166,7 @@ class ContextBuilder:
         """Messages that the prompt holds without recall: those of the turn itself, and those that
         most likely are in the window."""
         chosen, _ = window.select(
-            finished(seen.turns), budget_tokens=budget.window_tokens, counter=self._counter
+            _finished(seen.turns), budget_tokens=budget.window_tokens, counter=self._counter
         )
         own = seen.asked.messages if seen.asked else ()
         return frozenset(m.id for turn in chosen for m in window.shown(turn)) | {
@@ -178,3 +177,9 @@ class ContextBuilder:
 def _first_seq(session: Session) -> int:
     """The first message after the summary."""
     return max(session.first_seq, session.summary.covers_through + 1)
+
+
+def _finished(turns: Sequence[Turn]) -> list[Turn]:
+    """Those of the turns that have ended and not expired."""
+    moment = now()
+    return [turn for turn in turns if turn.status != "running" and turn.expires_at > moment]

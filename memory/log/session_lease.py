@@ -19,9 +19,8 @@ from memory.errors import SessionBusy, Stopping, TooManyWaiting
 from memory.ids import SessionKey
 from memory.log.session_tails import SessionTails
 from memory.log.transitions import interrupted
-from memory.models import Session, Turn, User, now
-from memory.sessions.lifetime import fields_of_new_life, last_seq_of, session_now
-from memory.stores.base import LoadedSession, Store
+from memory.models import LoadedSession, Session, Turn, User, now
+from memory.stores.base import Store
 
 # A lease counts as over only some time after its end: clocks of two machines differ.
 CLOCK_SKEW = timedelta(seconds=2)
@@ -143,11 +142,11 @@ class SessionLease:
             waited = True
             await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
             pause = min(pause * POLL_GROWTH, LONGEST_POLL_SECONDS)
-        session = session_now(user.key, session_id, loaded, self._config.current.ttl.session)
+        session = loaded.session_now(user.key, session_id, self._config.current.ttl.session)
         if loaded.session is not None and session is not loaded.session:
-            await self._store.sessions.change(key, fields_of_new_life(session))
+            await self._store.sessions.change(key, session.fields_of_new_life())
             await self._store.segments.delete(key)
-        return OpenedSession(session, loaded, last_seq_of(loaded), waited)
+        return OpenedSession(session, loaded, loaded.last_seq, waited)
 
     def is_over(self, running: Turn) -> bool:
         """Whether the lease of a running turn has ended, for the first in its session's queue."""

@@ -19,12 +19,12 @@ from memory.models import (
     Turn,
     TurnStatus,
     User,
+    expiry_of,
     keyless,
     now,
     session_key,
     turn_id,
 )
-from memory.sessions.lifetime import expiry_of
 from memory.tokens import TokenCounter
 from memory.turn_request import TurnRequest
 

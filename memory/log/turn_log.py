@@ -21,9 +21,8 @@ from memory.log.idempotency import Idempotency
 from memory.log.session_lease import RETRY_SECONDS, OpenedSession, SessionLease, SessionQueue
 from memory.log.session_tails import ENDED_WELL, SessionTails
 from memory.log.transitions import RERUNNABLE, accepted_turn, interrupted
-from memory.models import Session, Turn, User, now
-from memory.sessions.lifetime import last_seq_of, session_expiry, session_now
-from memory.stores.base import LoadedSession, Store
+from memory.models import LoadedSession, Session, Turn, User, now
+from memory.stores.base import Store
 from memory.tokens import TokenCounter
 from memory.turn_request import TurnRequest
 
@@ -106,7 +105,7 @@ class TurnLog:
         reader.show(opened.session, opened.loaded, turn)
         self.note_change(key)
         ttl_seconds = config.ttl.session
-        return AcceptedTurn(turn, session_expiry(opened.session, turn.recorded_at, ttl_seconds))
+        return AcceptedTurn(turn, opened.session.ends_at(turn.recorded_at, ttl_seconds))
 
     async def _insert(
         self, request: TurnRequest, key: SessionKey, wait_until: float, reader: Reader
@@ -219,7 +218,7 @@ class TurnLog:
     async def _look(self, user: User, turn: Turn, reader: Reader) -> OpenedSession | None:
         session, turns = await self.store.turns.load(turn.session_key)
         loaded = LoadedSession(session, [before for before in turns if before.id != turn.id])
-        counts = session_now(user.key, turn.session_id, loaded, self.config.current.ttl.session)
+        counts = loaded.session_now(user.key, turn.session_id, self.config.current.ttl.session)
         goes_on = session is None or counts is session
         if not (goes_on and _is_followed_by(loaded, turn)):
             return None
@@ -263,8 +262,8 @@ class TurnLog:
     async def read(self, user: User, session_id: str, key: SessionKey) -> OpenedSession:
         """The session as it counts now, for a reader: a running turn may be among its turns."""
         loaded = await self.store.turns.load(key)
-        session = session_now(user.key, session_id, loaded, self.config.current.ttl.session)
-        return OpenedSession(session, loaded, last_seq_of(loaded))
+        session = loaded.session_now(user.key, session_id, self.config.current.ttl.session)
+        return OpenedSession(session, loaded, loaded.last_seq)
 
 
 def _is_followed_by(loaded: LoadedSession, turn: Turn) -> bool:

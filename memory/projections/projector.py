@@ -22,11 +22,10 @@ from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
 from memory.log.changes import ChangeFeed
-from memory.models import Turn, now
+from memory.models import Turn, expiry_of, now
 from memory.projections.index import Indexing
 from memory.projections.steps import Progress, Steps
 from memory.sessions.documents import SessionDocuments
-from memory.sessions.lifetime import expiry_of
 from memory.stores.base import PAGE, Store
 from memory.summary.rolling import CLAIM_LEASES, RollingSummary
 from memory.tokens import TokenCounter

@@ -10,9 +10,8 @@ from memory.errors import EraseUnfinished, IndexUnavailable
 from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
-from memory.models import Session, now
+from memory.models import Session, new_session, now
 from memory.projections.projector import Projector
-from memory.sessions.lifetime import begun_anew, last_seq_of, new_session
 from memory.stores.base import Store
 
 # A batch of another worker's projection is over by then, if that worker lives.
@@ -52,8 +51,8 @@ class Eraser:
                 session = new_session(turns[0].user_key, turns[0].session_id, now())
                 await self._store.sessions.put(session)
             if through is None:
-                through = last_seq_of(loaded)
-            fresh = begun_anew(session, through)
+                through = loaded.last_seq
+            fresh = session.begun_anew(through)
             await self._store.sessions.change(
                 key,
                 {

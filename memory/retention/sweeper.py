@@ -20,7 +20,6 @@ from memory.log.transitions import interrupted
 from memory.models import now
 from memory.projections.projector import Projector
 from memory.retention.erasing import Eraser
-from memory.sessions.lifetime import begun_anew, has_ended
 from memory.sessions.visibility import unexpired
 from memory.stores.base import Store
 from memory.summary.rolling import RollingSummary
@@ -85,14 +84,14 @@ class Sweeper:
             if newest is None:
                 await self._forget(session.key)  # a crash came between its turns and itself
                 continue
-            if not has_ended(session, newest, now(), self._config.ttl.session):
+            if not session.has_ended(newest, now(), self._config.ttl.session):
                 continue  # it goes on; its document does not know of the newest turn yet
             if self._config.ttl.memory == "session":
                 deleted += await self._erasing.erase_session(session.key, through=newest.last_seq)
                 continue
             # Its turns live on as memory; what was this conversation's own ends.
             async with self._locks.of(session.key):
-                fresh = begun_anew(session, newest.last_seq)
+                fresh = session.begun_anew(newest.last_seq)
                 await self._store.segments.delete(session.key)
                 await self._store.sessions.change(
                     session.key,

@@ -7,8 +7,7 @@ import msgspec
 from memory.config import ConfigSource, MemoryConfig
 from memory.ids import SessionKey, UserKey
 from memory.locks import SessionLocks
-from memory.models import Session
-from memory.sessions.lifetime import new_session, session_expiry, title_of
+from memory.models import Session, new_session
 from memory.stores.base import Store
 
 MAX_PENDING = 100_000
@@ -54,14 +53,12 @@ class SessionDocuments:
         title = session.title
         if not title:
             first = await self._store.turns.range(key, after=session.first_seq - 1, limit=1)
-            title = title_of(first[0]) if first else ""
+            title = first[0].title if first else ""
         changes = {
             "title": title,
             "last_seq": newest.last_seq,
             "updated_at": newest.recorded_at,
-            "expires_at": session_expiry(
-                session, newest.recorded_at, self._config.current.ttl.session
-            ),
+            "expires_at": session.ends_at(newest.recorded_at, self._config.current.ttl.session),
         }
         await self._store.sessions.change(key, changes)
         return msgspec.structs.replace(session, **changes)

@@ -10,7 +10,6 @@ import msgspec
 
 from memory.ids import SessionKey
 from memory.models import Session, Turn
-from memory.sessions.lifetime import has_ended, title_of
 from memory.stores.base import SessionsStore, TurnsStore
 
 PAGE = 20  # turns read at once to find the oldest that has not expired
@@ -30,9 +29,9 @@ async def unexpired(turns: TurnsStore, session: Session, moment: datetime) -> Se
         for turn in found:
             if turn.expires_at > moment:
                 return msgspec.structs.replace(
-                    session, first_seq=turn.seq, title=title or title_of(turn)
+                    session, first_seq=turn.seq, title=title or turn.title
                 )
-            if title == title_of(turn):
+            if title == turn.title:
                 title = ""
         after = found[-1].last_seq
     return None
@@ -48,6 +47,6 @@ async def in_living_sessions(
     for key, last in newest.items():
         session = await sessions.get(key)
         if session is not None:
-            over = has_ended(session, last, moment, default_ttl)
+            over = session.has_ended(last, moment, default_ttl)
             begins[key] = math.inf if over else session.first_seq
     return [turn for turn in turns if turn.seq >= begins.get(turn.session_key, 0)]

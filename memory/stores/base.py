@@ -13,18 +13,10 @@ from datetime import datetime
 from typing import Any, NamedTuple, Protocol
 
 from memory.ids import MessageId, SessionKey, TurnId, UserKey
-from memory.models import Segment, Session, Turn
+from memory.models import LoadedSession, Segment, Session, Turn
 
 PAGE = 200
 NO_RERUNS: Mapping[TurnId, int] = {}
-
-
-class LoadedSession(NamedTuple):
-    """A session (None: it has no document yet) and its newest turns, newest first, without their
-    receipts."""
-
-    session: Session | None
-    turns: list[Turn]
 
 
 class Signal(NamedTuple):

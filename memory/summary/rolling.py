@@ -25,8 +25,7 @@ from memory.config import ConfigSource, MemoryConfig
 from memory.errors import SessionBusy, StrataError
 from memory.ids import SessionKey
 from memory.locks import SessionLocks
-from memory.models import Segment, Session, Summary, Turn, now
-from memory.sessions.lifetime import expiry_of
+from memory.models import Segment, Session, Summary, Turn, expiry_of, now
 from memory.stores.base import PAGE, Store
 from memory.summary.plan import COMPACT_AT, plan
 from memory.summary.summarizer import Summarizer, SuspendingSummarizer

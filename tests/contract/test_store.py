@@ -15,9 +15,18 @@ from unit.builders import NOON, SESSION, USER, dialogue, turn
 
 from contract.sealed import Sealed
 from memory.errors import StoreUnavailable
-from memory.models import NEVER, Segment, Session, Summary, Turn, TurnError, User, session_key
+from memory.models import (
+    NEVER,
+    Segment,
+    Session,
+    Summary,
+    Turn,
+    TurnError,
+    User,
+    new_session,
+    session_key,
+)
 from memory.receipt import Dropped, Layers, Receipt
-from memory.sessions.lifetime import new_session
 from memory.stores.base import PoisonedMessage, Signal, Store
 from memory.stores.mongo.store import MongoStore
 from memory.stores.sqlite.store import SqliteStore

@@ -29,8 +29,7 @@ from waiting import wait_for
 from memory import MemoryConfig, Strata, TurnRequest
 from memory.embeddings.dense import DenseModel
 from memory.errors import ConfigError, StoreUnavailable
-from memory.models import Segment, Summary, Turn, User, now, session_key
-from memory.sessions.lifetime import new_session
+from memory.models import Segment, Summary, Turn, User, new_session, now, session_key
 from memory.stores.mongo.collections import INDEXES
 from memory.stores.mongo.store import MongoStore
 from memory.strata import put_together

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from memory.ids import SessionKey, TurnId, UserKey
-from memory.models import NEVER, Turn, keyless
+from memory.models import NEVER, LoadedSession, Turn, keyless
 from memory.models import now as current
-from memory.stores.base import PAGE, LoadedSession
+from memory.stores.base import PAGE
 from memory.stores.codec import Codec, Document, owner
 from memory.stores.mongo.collections import (
     SEGMENTS,

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from memory.ids import SessionKey, TurnId, UserKey
-from memory.models import Turn, keyless
+from memory.models import LoadedSession, Turn, keyless
 from memory.models import now as current
-from memory.stores.base import PAGE, LoadedSession
+from memory.stores.base import PAGE
 from memory.stores.codec import Codec, TurnRow
 from memory.stores.sqlite.database import Database, marks
 from memory.stores.sqlite.sessions import SESSION

@@ -10,8 +10,7 @@ import pytest
 
 from memory import Strata
 from memory.errors import StoreUnavailable
-from memory.models import now
-from memory.sessions.lifetime import new_session
+from memory.models import new_session, now
 from unit.builders import SESSION, USER, expired, opened
 from unit.memory.log.test_idempotency import KEY, Other, ask, end, fail, log_of, say, worker
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from memory.models import NEVER, Segment, Session, Summary, Turn
-from memory.sessions.lifetime import new_session
+from memory.models import NEVER, Segment, Session, Summary, Turn, new_session
 from memory.stores.codec import Codec
 from unit.builders import NOON, SESSION, USER, turn
 

@@ -15,8 +15,7 @@ from memory import Strata, TurnRequest
 from memory.breaker import Breaker
 from memory.config import ConfigSource
 from memory.locks import SessionLocks
-from memory.models import NEVER, Segment, Session, Summary, Turn, now, session_key
-from memory.sessions.lifetime import new_session
+from memory.models import NEVER, Segment, Session, Summary, Turn, new_session, now, session_key
 from memory.stores.base import PAGE, Store
 from memory.summary.rolling import RollingSummary
 from memory.summary.summarizer import SuspendingSummarizer

@@ -12,8 +12,7 @@ from waiting import PATIENCE_SECONDS
 
 from memory import Strata, TurnRequest
 from memory.errors import StoreUnavailable
-from memory.models import NEVER, Segment, Summary, session_key
-from memory.sessions.lifetime import new_session
+from memory.models import NEVER, Segment, Summary, new_session, session_key
 from memory.stores.sqlite.database import Database
 from memory.stores.sqlite.store import SqliteStore
 from unit.builders import NOON, SESSION, USER, dialogue, embedded_bytes, turn

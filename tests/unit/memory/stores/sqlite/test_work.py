@@ -12,8 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from memory.models import Session, Turn, session_key
-from memory.sessions.lifetime import new_session
+from memory.models import Session, Turn, new_session, session_key
 from memory.stores.codec import Codec
 from memory.stores.sqlite.sessions import PUT
 from memory.stores.sqlite.store import SqliteStore

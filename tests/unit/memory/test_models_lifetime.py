@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
-from memory.models import NEVER, Session, Summary, session_key
-from memory.sessions.lifetime import begun_anew, expiry_of, has_ended, new_session, session_expiry
+from memory.models import NEVER, Session, Summary, expiry_of, new_session, session_key
 from unit.builders import NOON, USER, turn
 
 
@@ -28,22 +27,22 @@ def test_a_duration_counts_from_the_moment() -> None:
 
 def test_a_session_ends_a_while_after_its_last_activity() -> None:
     hour = timedelta(hours=1)
-    assert not has_ended(session(), None, NOON + hour / 2, 3600)
-    assert has_ended(session(), None, NOON + hour, 3600)
-    assert not has_ended(session(), turn("hi", at=NOON + hour), NOON + hour, 3600)
-    assert not has_ended(session(updated_at=NOON + hour), turn("hi"), NOON + hour, 3600)
-    assert not has_ended(session(), None, NOON + 1000 * hour, math.inf)
+    assert not session().has_ended(None, NOON + hour / 2, 3600)
+    assert session().has_ended(None, NOON + hour, 3600)
+    assert not session().has_ended(turn("hi", at=NOON + hour), NOON + hour, 3600)
+    assert not session(updated_at=NOON + hour).has_ended(turn("hi"), NOON + hour, 3600)
+    assert not session().has_ended(None, NOON + 1000 * hour, math.inf)
 
 
 def test_a_sessions_own_ttl_wins_over_the_default() -> None:
     own = session(ttl_seconds=60.0)
-    assert session_expiry(own, NOON, 3600) == NOON + timedelta(minutes=1)
-    assert has_ended(own, None, NOON + timedelta(minutes=2), math.inf)
-    assert session_expiry(session(ttl_seconds=math.inf), NOON, 60) == NEVER
+    assert own.ends_at(NOON, 3600) == NOON + timedelta(minutes=1)
+    assert own.has_ended(None, NOON + timedelta(minutes=2), math.inf)
+    assert session(ttl_seconds=math.inf).ends_at(NOON, 60) == NEVER
 
 
 def test_a_session_that_is_being_erased_has_ended() -> None:
-    assert has_ended(session(erasing=True), None, NOON, math.inf)
+    assert session(erasing=True).has_ended(None, NOON, math.inf)
 
 
 def test_a_new_session_is_empty() -> None:
@@ -58,7 +57,7 @@ def test_a_session_that_begins_anew_keeps_its_settings_and_goes_on_with_the_next
         title="Dogs", metadata={"a": 1}, ttl_seconds=60.0, last_seq=8, lexical_through=8,
         summary=Summary(text="Bruno.", version=3, covers_through=4),
     )  # fmt: skip
-    fresh = begun_anew(old, 10)
+    fresh = old.begun_anew(10)
     assert (fresh.title, fresh.first_seq, fresh.last_seq) == ("", 11, 10)
     assert fresh.summary == Summary(version=4, covers_through=10)
     assert (fresh.metadata, fresh.ttl_seconds, fresh.lexical_through) == ({"a": 1}, 60.0, 8)
