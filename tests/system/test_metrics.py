@@ -1,4 +1,4 @@
-"""R17, API.md: what keeps failing is set aside and counted: in ready, /metrics and the log."""
+"""R17, docs/contract.md: what keeps failing is set aside and counted: in ready, /metrics and the log."""
 
 from __future__ import annotations
 
