@@ -37,7 +37,7 @@ def openapi() -> str:
             response.raise_for_status()
             return response.json()
 
-    return json.dumps(asyncio.run(ask()), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(asyncio.run(ask()), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def configuration(page: str) -> str:

@@ -1,4 +1,4 @@
-"""Pure: two rankings become one. z-fusion and its boosts, as measured in RECALL.md.
+"""Pure: two rankings become one. z-fusion and its boosts, as measured in docs/recall.md.
 
 Scores of both keys are z-normalised over the union of the candidates; one that a key did not
 return counts as that key's lowest. Everything else shifts that score in units of z.

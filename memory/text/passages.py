@@ -1,6 +1,6 @@
 """Pure: a message as passages, and the two texts by which each passage is found.
 
-Numbers from RECALL.md of the design: what was measured is a message of at most 520 characters
+Numbers from docs/recall.md: what was measured is a message of at most 520 characters
 as one passage, longer ones in pieces of at most 400 at line or sentence ends.
 """
 

@@ -1,4 +1,4 @@
-"""The shapes of API.md, key by key, and short ways to make requests."""
+"""The shapes of docs/contract.md, key by key, and short ways to make requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MEMORY = {
     "lexical_rank",
 }  # fmt: skip
 PROBLEM = {"type", "title", "status", "detail", "code", "request_id"}
-# Not in API.md's list; told besides.
+# Not in docs/contract.md's list; told besides.
 MORE_OF_A_TURN = {"metadata", "model"}
 MORE_OF_DONE = {"model"}
 STATUSES = {"running", "done", "partial", "interrupted", "failed", "forgotten"}

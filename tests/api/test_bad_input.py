@@ -1,4 +1,4 @@
-"""PROMISES.md, "Bad input": every row that concerns these routes, over a real socket."""
+"""docs/promises.md, "Bad input": every row that concerns these routes, over a real socket."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
 
 
 def test_schemathesis_finds_no_server_error(service: Service) -> None:
-    """PROMISES.md: schemathesis over the OpenAPI document: no 5xx."""
+    """docs/promises.md: schemathesis over the OpenAPI document: no 5xx."""
     schema = schemathesis.openapi.from_url(f"{service.url}/schema/openapi.json")
     headers = {"X-User-Id": f"{CANARY}-schemathesis"}
     tried = 0
@@ -110,7 +110,7 @@ fields = st.sampled_from(
 )
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 def test_no_body_crashes_a_decoder(service: Service, body: Any, route: str) -> None:
-    """PROMISES.md: a fuzzer over the body decoder: no crash."""
+    """docs/promises.md: a fuzzer over the body decoder: no crash."""
     import json
 
     with service.sync_client(f"{CANARY}-fuzzer") as client:

@@ -1,4 +1,4 @@
-"""`GET /v1/memories`, as API.md has it."""
+"""`GET /v1/memories`, as docs/contract.md has it."""
 
 from __future__ import annotations
 

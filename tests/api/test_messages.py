@@ -1,4 +1,4 @@
-"""Recorder messages and reading history, as API.md has them."""
+"""Recorder messages and reading history, as docs/contract.md has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions: list, read, change, delete, as API.md has them."""
+"""Sessions: list, read, change, delete, as docs/contract.md has them."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_deleted_session_is_gone_from_everywhere(client: httpx.Client, session
 def test_a_session_that_is_deleted_while_it_answers_ends_the_stream(
     client: httpx.Client, service: Any, model: Any, session: str, user: str
 ) -> None:
-    """API.md: error code `erased`."""
+    """docs/contract.md: error code `erased`."""
     from threading import Thread
 
     from system.streams import parse_all

@@ -1,4 +1,4 @@
-"""`POST /v1/sessions/{id}/turns` and `GET /v1/turns/{id}`, as API.md has them."""
+"""`POST /v1/sessions/{id}/turns` and `GET /v1/turns/{id}`, as docs/contract.md has them."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def test_stream_or_json_is_negotiated(
     stream: bool | None,
     expected: str | None,
 ) -> None:
-    """API.md: body `stream` wins; else SSE when named or Accept absent or */*; JSON when only
-    that is; else 406."""
+    """docs/contract.md: body `stream` wins; else SSE when named or Accept absent or */*; JSON when
+    only that is; else 406."""
     if accept is None:
         client.headers.pop("accept")
     body = {} if stream is None else {"stream": stream}

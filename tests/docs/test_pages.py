@@ -21,6 +21,7 @@ from service.config.settings import Settings
 DOCS = ROOT / "docs"
 TESTS = ROOT / "tests"
 _PATH = re.compile(r"`((?:memory|service|evals|tests|examples|docs)/[\w./-]*)(?:::(\w+))?`")
+_PAGE = re.compile(r"(?<![\w/])(?:docs/[\w-]+|[A-Z]{2,})\.md\b")
 _QUESTION = re.compile(r"^\| (.*\?) \| `([^`]+)` \| `([^`]+)` \|$", re.MULTILINE)
 _PROMISE = re.compile(r"^### ([RS]\d+) .*\n\n(.*)\n((?:\n- `[^`]+`)*)", re.MULTILINE)
 NUMBERS = [f"R{n}" for n in range(1, 24)] + [f"S{n}" for n in range(1, 12)]
@@ -54,6 +55,13 @@ def test_every_path_that_a_page_names_exists() -> None:
             if not there.exists() or (name and name not in _defined(there)):
                 wrong.append(f"{page.name}: {path} {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_page_that_the_code_names_exists() -> None:
+    for folder in ("memory", "service", "evals", "tests", "examples"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for page in _PAGE.findall(path.read_text("utf-8")):
+                assert (ROOT / page).exists(), f"{path.relative_to(ROOT)}: {page}"
 
 
 def test_a_strangers_questions_are_answered_by_one_file_each() -> None:

@@ -1,4 +1,4 @@
-"""PROMISES.md, "Bad input", configuration: key and fix are named, the exit code is not 0."""
+"""docs/promises.md, "Bad input", configuration: key and fix are named, the exit code is not 0."""
 
 from __future__ import annotations
 

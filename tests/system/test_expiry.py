@@ -199,7 +199,7 @@ async def test_memory_that_lives_with_its_session_goes_with_it(model: Model, fol
 
 
 async def test_a_session_can_have_its_own_time(model: Model, folder: Path) -> None:
-    """API.md: PATCH `ttl`."""
+    """docs/contract.md: PATCH `ttl`."""
     with serving(
         folder, fake=model, embedding=BY_WORDS, projector={"sweep_interval": "500ms"}
     ) as service:
@@ -218,7 +218,7 @@ async def test_a_session_can_have_its_own_time(model: Model, folder: Path) -> No
 
 
 async def test_a_deleted_session_leaves_no_byte(model: Model, folder: Path) -> None:
-    """S10, and DELETE of API.md: with everything that came from it."""
+    """S10, and DELETE of docs/contract.md: with everything that came from it."""
     model.mode("ok", text=f"Noted: {CANARY}.")
     with serving(folder, fake=model, embedding=BY_WORDS, projector={"interval": "50ms"}) as service:
         async with service.client() as client:

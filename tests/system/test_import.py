@@ -123,7 +123,7 @@ async def test_messages_are_kept_as_given_and_a_second_run_adds_nothing(
 async def test_an_import_goes_through_the_service_that_holds_the_folder(
     folder: Path, model: Model
 ) -> None:
-    """API.md: commands talk HTTP when the folder is locked, or when --url is given; also more
+    """docs/operations.md: commands talk HTTP when the folder is locked, or with --url; also more
     than one request body holds."""
     lines = [line(n, content=f"message {n} " + "\n" * 1900, speaker="Ä" * 50) for n in range(450)]
     write(folder / "lines.ndjson", *lines)

@@ -1,4 +1,4 @@
-"""R17, API.md: what keeps failing is set aside and counted: in ready, /metrics and the log."""
+"""R17, docs/operations.md: what keeps failing is set aside and counted: ready, /metrics, log."""
 
 from __future__ import annotations
 

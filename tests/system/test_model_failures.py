@@ -112,7 +112,7 @@ async def assert_kept_and_goes_on(
 async def test_a_failing_model_is_502_or_504_in_json(
     client: httpx.AsyncClient, plain: Service, model: Model, session: str, fault: Fault
 ) -> None:
-    """R10 and API.md: 502 `model_error` or 504 `model_timeout`, with turn_id and retryable."""
+    """R10, docs/contract.md: 502 `model_error` or 504 `model_timeout`, turn_id and retryable."""
     response = await client.post(
         f"/v1/sessions/{session}/turns", json={"message": f"what is {CANARY}?", "stream": False}
     )
@@ -166,7 +166,7 @@ async def test_what_a_model_may_do_is_no_failure(
 
 
 async def test_it_is_tried_again_only_before_the_first_token(model: Model, folder: Path) -> None:
-    """API.md: `model.max_retries` 1, before the first token only; the one place that retries."""
+    """`model.max_retries`: 1, before the first token only; the one place that retries."""
     with serving(folder, fake=model, embedding=BY_WORDS) as service:
         async with service.client() as client:
             for mode in ("500", "reset"):

@@ -98,7 +98,7 @@ async def test_without_options_none_are_sent(
 
 
 async def test_no_openai_variable_but_the_key_is_read(model: Model, folder: Path) -> None:
-    """API.md: `api_key` falls back to OPENAI_API_KEY; no other OPENAI_* variable is read. S6."""
+    """S6: `model.api_key` falls back to OPENAI_API_KEY; no other OPENAI_* variable is read."""
     env = {
         "OPENAI_API_KEY": "sk-from-the-environment",
         "OPENAI_ORG_ID": "org-canary",
