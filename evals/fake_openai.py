@@ -3,8 +3,8 @@
 `python -m evals.fake_openai --port 0` prints `{"port": N}`. It answers `/v1/chat/completions`
 (stream or not), `/v1/embeddings` and `/v1/models`; `GET /requests` is its log, `DELETE /requests`
 answers with it and empties it. `POST /mode {"mode", "route"?, "text"?, "chunks"?, "delay"?,
-"times"?}` makes it answer otherwise, or fail, for the next `times` requests of one route (default: all of
-"chat").
+"times"?}` makes it answer otherwise, or fail, for the next `times` requests of one route (default:
+all of "chat").
 
 Modes: `ok`, `slow` (`delay` seconds before each chunk), `429` (`delay` becomes Retry-After), any
 other status such as `400` or `500`, `hang` (no answer), `hang_after`, `reset` and `cut` (silence, a
