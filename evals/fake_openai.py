@@ -2,9 +2,9 @@
 
 `python -m evals.fake_openai --port 0` prints `{"port": N}`. It answers `/v1/chat/completions`
 (stream or not), `/v1/embeddings` and `/v1/models`; `GET /requests` is its log, `DELETE /requests`
-tells and empties it, and `POST /mode {"mode", "route"?, "text"?, "chunks"?, "delay"?, "times"?}`
-makes it answer otherwise, or fail, for the next `times` requests of one route (default: all of
-"chat").
+answers with it and empties it. `POST /mode {"mode", "route"?, "text"?, "chunks"?, "delay"?,
+"times"?}` makes it answer otherwise, or fail, for the next `times` requests of one route (default:
+all of "chat").
 
 Modes: `ok`, `slow` (`delay` seconds before each chunk), `429` (`delay` becomes Retry-After), any
 other status such as `400` or `500`, `hang` (no answer), `hang_after`, `reset` and `cut` (silence, a
@@ -89,14 +89,14 @@ class FakeOpenAI:
             self.requests.append(request)
             await self._answer(_ROUTES[path], request, receive, send)
             return
-        told = [vars(request) for request in self.requests]
+        log = [vars(request) for request in self.requests]
         if scope["method"] == "DELETE":
             self.requests.clear()
         elif path == "/mode":
             self._modes.update({given.pop("route", "chat"): Mode(**given)})
             self._changed.set()
             self._changed = asyncio.Event()
-        await _send(send, told)
+        await _send(send, log)
 
     async def _answer(self, route: str, request: Request, receive: Receive, send: Send) -> None:
         answer = _Answer(request, self._next_mode(route), send, self._changed)
@@ -222,7 +222,7 @@ class _Answer:
 
 
 def digest(messages: list[dict[str, Any]]) -> str:
-    """The sha256 of a prompt, in hex: who knows it has seen every message."""
+    """The sha256 of a prompt, in hex. An answer with it proves that every message arrived."""
     text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

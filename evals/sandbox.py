@@ -1,4 +1,4 @@
-"""Where a measurement keeps its memory: stores of its own that vanish with it."""
+"""The memory of a measurement: in stores of its own, which are deleted after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TENANT = "evals"
 async def sandbox(config: MemoryConfig) -> AsyncIterator[Strata]:
     """`config` over embedded stores in a temporary folder, with its model loaded (or failed).
 
-    Nothing expires, and nothing runs by itself: what is measured waits for `caught_up()`.
+    Nothing expires. No work runs in the background: `caught_up()` does it.
     """
     with tempfile.TemporaryDirectory(prefix="strata-evals-") as folder:
         async with open_memory(_at(config, Path(folder)), background=False) as strata:

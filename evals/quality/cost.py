@@ -1,9 +1,9 @@
 """What a context costs: conversations are replayed turn by turn through the path of real turns.
 
-Each labelled user turn is asked (`accept`, `context`), each labelled assistant turn is its
-answer (`finish`). Between turns everything pending is settled and the recall deadline is off,
-so two runs count the same tokens. Set against it, with the same system rules and the same
-counter: the user's whole past, this session's past, and its last 20 messages.
+Each labelled user turn is asked (`begin`, `context`), each labelled assistant turn is its answer
+(`finish`). A turn begins when every projection has seen the one before, and the recall deadline
+is off, so two runs count the same tokens. Compared with it, with the same system rules and the
+same counter: the user's whole past, this session's past, and its last 20 messages.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Exchange(NamedTuple):
 
 class Step(NamedTuple):
     """One replayed turn. All numbers but `turn` (counted from 1 in its conversation) and
-    `seconds` (of `accept` and `context`) are tokens."""
+    `seconds` (of `begin` and `context`) are tokens."""
 
     turn: int
     first_of_session: bool
@@ -175,13 +175,13 @@ async def _turn(
     strata: Strata, ask: TurnRequest, answer: str, history: _History, place: _Place
 ) -> Step:
     started = time.perf_counter()
-    accepted = await strata.memory.begin(ask)
+    open_turn = await strata.memory.begin(ask)
     try:
-        context = await accepted.context()
+        context = await open_turn.context()
         seconds = time.perf_counter() - started
-        await accepted.finish(answer, status="done")
+        await open_turn.finish(answer, status="done")
     finally:
-        accepted.abandon()
+        open_turn.abandon()
     receipt = context.receipt
     layers = layer_tokens(receipt)
     frame = layers["system"] + layers["question"]

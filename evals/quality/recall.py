@@ -1,7 +1,7 @@
 """How much of the labelled evidence is inside a recall context of N tokens.
 
-Through the same code path as a turn, with an empty window, so that recall is what is measured;
-indexing is waited for and the recall deadline is off.
+Questions take the code path of a turn, with an empty window, so that recall alone is measured.
+The first question is asked when everything is indexed; the recall deadline is off.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Known(NamedTuple):
 
 
 def recall_budget(recall_tokens: int, *, question_tokens: int = 0) -> BudgetConfig:
-    """Nothing in the context but recall, and as much room for the rest as it needs."""
+    """A budget without window, summary and facts, with room for rules and question."""
     return BudgetConfig(
         context_tokens=recall_tokens + question_tokens + FRAME_TOKENS,
         window_tokens=0,
@@ -94,7 +94,7 @@ async def run(
 
 
 async def _ingest(strata: Strata, conversation: Conversation) -> _Known:
-    """Record a conversation as its user's memory, and wait until it can be found."""
+    """Record a conversation as its user's memory; return when all of it can be found."""
     sources: dict[str, str] = {}
     for batch in batches(conversation):
         user = User(TENANT, batch.user)
@@ -140,7 +140,7 @@ async def _ask(strata: Strata, known: _Known, question: SourceQuestion, budget: 
 def figures(
     name: str, rows: Sequence[Row], *, budgets: Sequence[int], embedding: str
 ) -> dict[str, Any]:
-    """One entry of the report's `datasets`. Questions without evidence are asked, not scored."""
+    """One entry of the report's `datasets`. Questions without evidence are not scored."""
     scored = [row for row in rows if row.evidence and row.category not in EXCLUDED]
     of_budget: dict[str, Any] = {}
     for budget in budgets:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Told after each step: steps done, steps in all.
+# Called after each step with the steps done and the steps in all.
 Tell = Callable[[int, int], None]
 PLAIN_LINES = 4
 
@@ -26,13 +26,13 @@ def progress(label: str) -> Iterator[Tell]:
 
 def plain(label: str) -> Tell:
     """A line each time another quarter is done, so that a log stays short."""
-    told = 0
+    shown = 0
 
     def tell(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal shown
         reached = PLAIN_LINES * done // total if total else PLAIN_LINES
-        if reached > told:
-            told = reached
+        if reached > shown:
+            shown = reached
             print(f"{label}: {done}/{total}", file=sys.stderr, flush=True)
 
     return tell

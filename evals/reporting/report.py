@@ -21,7 +21,7 @@ CONFIG_GROUPS = {"budget", "window", "recall", "embedding"}
 
 
 def make_folder(folder: Path) -> None:
-    """Raises InvalidInput when reports cannot go there; known before anything is measured."""
+    """Make the folder before anything is measured. Raises InvalidInput when it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -101,8 +101,8 @@ def recall_tables(content: dict[str, Any]) -> str:
 def cost_tables(content: dict[str, Any]) -> str:
     parts = [_head("Cost", content)]
     parts.append(
-        "Prompt tokens of each turn, replayed through the path of real turns with everything\n"
-        "pending settled between them. Against it, with the same rules and the same counter:\n"
+        "Prompt tokens of each turn, replayed through the path of real turns, each when every\n"
+        "projection has seen the one before. Against it, with the same rules and counter:\n"
         "all_history (everything this user and the assistant said before), session_history (in\n"
         "this session), last_20 (its newest 20 messages). prompt_share is Strata's tokens in\n"
         "percent of theirs, over all turns."
@@ -154,8 +154,8 @@ def _cost_facts(data: dict[str, Any]) -> str:
 
 
 def _degraded(data: dict[str, Any]) -> str:
-    told = ", ".join(f"{why} {times}×" for why, times in data["degraded"].items())
-    return f"degraded: {told or 'never'}"
+    times_of = ", ".join(f"{why} {times}×" for why, times in data["degraded"].items())
+    return f"degraded: {times_of or 'never'}"
 
 
 def _head(title: str, content: dict[str, Any]) -> str:

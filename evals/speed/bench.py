@@ -123,7 +123,7 @@ def _rss_kb(pid: int) -> int:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1])
-    raise OSError("no VmRSS in /proc: this machine cannot tell")
+    raise OSError("no VmRSS in /proc: this machine does not show it")
 
 
 def table(figures: list[Figures]) -> str:

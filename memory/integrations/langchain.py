@@ -1,8 +1,7 @@
 """Strata in LangChain applications: recall as a retriever, a session as a chat history.
 
-Everything here is asynchronous first (`ainvoke`). A memory belongs to the event loop in which it
-was opened, so the synchronous forms work from other threads alone, for parts that were made in
-that loop.
+Use the asynchronous forms (`ainvoke`). A memory belongs to the event loop in which it was opened:
+the synchronous forms work only from other threads, with an object that was made in that loop.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ T = TypeVar("T")
 
 
 class StrataRetriever(BaseRetriever):
-    """The user's messages that belong to a question, best first, from all sessions or one.
+    """The user's messages that fit a question, best first, from all sessions or one.
 
     A document's `page_content` is the whole message; its metadata are `message_id`,
     `session_id`, `role`, `created_at` (ISO 8601), `score` and, if it has one, `speaker`.
-    An index that is away costs documents, not the call.
+    When the index does not answer, there are fewer documents, or none; the call succeeds.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -79,12 +78,12 @@ class StrataRetriever(BaseRetriever):
 class StrataChatMessageHistory(BaseChatMessageHistory):
     """One session of a user, for applications built on `RunnableWithMessageHistory`.
 
-    LangChain has marked that class and this one's base as deprecated (removal in 2.0): meant for
-    applications that exist; new ones ask Strata for a context, which keeps to a budget.
+    LangChain has deprecated that class and the base of this one (removal in 2.0). New applications
+    ask Strata for a context, which keeps to a budget.
 
-    Reading gives the newest `limit` messages, oldest first. Kept is what people and models said:
-    messages without text (tool calls) and of other kinds (system, tool) are passed over. A message
-    whose `id` the session has is not stored again. Clearing erases the session.
+    Reading gives the newest `limit` messages, oldest first. Messages of users and models are
+    stored; messages without text (tool calls) and of other kinds (system, tool) are passed over.
+    A message whose `id` the session has is not stored again. Clearing erases the session.
     """
 
     def __init__(self, strata: Strata, user: User, session_id: str, *, limit: int = 50) -> None:
@@ -147,7 +146,8 @@ def _running() -> asyncio.AbstractEventLoop | None:
 
 
 def _wait(loop: asyncio.AbstractEventLoop | None, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What `work` gives in `loop`, for a thread that has none. Raises RuntimeError elsewhere."""
+    """Run `work` in `loop` and wait for it, in a thread without a running loop. Raises RuntimeError
+    in a thread that has one, or without `loop`."""
     if _running() is not None:
         raise RuntimeError("an event loop runs in this thread: use the asynchronous form (ainvoke)")
     if loop is None:

@@ -14,7 +14,7 @@ HELP = "/context shows the receipt of the last answer, /quit ends (or Ctrl-D)"
 
 
 async def chat(client: Client, session_id: str, console: Console) -> None:
-    """Until end of input."""
+    """Ask and answer until `/quit` or the end of input."""
     console.print(f"session [bold]{session_id}[/bold]: {HELP}", highlight=False)
     receipt: dict[str, Any] | None = None
     while True:

@@ -1,4 +1,4 @@
-"""`strata export`: what one user said and was told, as the lines that `strata import` reads."""
+"""`strata export`: a user's messages and their answers, as lines that `strata import` reads."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class _Line(Line, frozen=True, kw_only=True, omit_defaults=True):
 async def export_lines(
     client: Client, write: Callable[[bytes], object], console: Console
 ) -> Exported:
-    """Every living message of the client's user, page by page: the session whose last activity
-    is longest ago first, each in its order.
+    """Write every visible message of the client's user, page by page: first the session whose
+    last activity is longest ago, each session in its order.
 
     A message's `id` is the client's own or, where it gave none, Strata's: importing the lines
     elsewhere twice adds nothing the second time, and exporting them there gives the same lines.
-    An answer that was cut off is written as far as it came. Left out is what has no text to
-    record: answers that failed, that were forgotten, or are still running. What arrives in a
-    session while it is written is not in it.
+    An answer that was cut off is written as far as it came. Answers without text to record
+    are left out: failed, forgotten and running ones; so is what arrives in a session while that
+    is written.
     """
     messages = sessions = skipped = 0
     with Progress(console=console, disable=not console.is_terminal) as progress:
@@ -65,9 +65,8 @@ async def export_lines(
 
 
 async def _session_ids(client: Client) -> list[str]:
-    """All sessions, the one with the newest activity last. The list is read from its top, where
-    a session moves when something is said in it; so the top is read again until nothing new
-    stands there."""
+    """All sessions, the one with the newest activity last. A message moves its session to the
+    top of the list while it is read; so the top is read again until it shows nothing new."""
     found: dict[str, None] = {}
     while True:
         fresh: list[str] = []
@@ -76,7 +75,7 @@ async def _session_ids(client: Client) -> list[str]:
             page, cursor = await client.sessions(cursor)
             unseen = [session_id for session_id in page if session_id not in found]
             fresh += unseen
-            # After the first time only what has moved to the top is news.
+            # After the first pass only a session that has moved to the top is unseen.
             if cursor is None or (found and not unseen):
                 break
         if not fresh:
@@ -117,8 +116,8 @@ def _line(session_id: str, message: Message) -> _Line:
 
 @contextmanager
 def written(path: Path | None) -> Iterator[IO[bytes]]:
-    """The file to write to, for its owner only, which takes its name when it is whole; without a
-    path the standard output."""
+    """A file to write to, readable by its owner only. It takes the name `path` when all is
+    written, so a file of that name is always whole. Without a path: the standard output."""
     if path is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

@@ -1,4 +1,4 @@
-"""`strata import`: conversations from a file into memory, resumable by message id."""
+"""`strata import`: a file into memory. Messages with ids can be imported again: none doubles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def read(path: Path, *, format_: Format, user: str | None) -> Iterator[Batch]:
 async def import_batches(
     found: Iterable[Batch], client: Client, console: Console, *, max_bytes: int
 ) -> Imported:
-    """Record batch by batch. What was recorded before an error stays; import again resumes."""
+    """Record batch by batch. After an error what was recorded stays; a new import goes on."""
     accepted = duplicates = 0
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("messages", total=None)

@@ -91,7 +91,7 @@ def export(
     tenant: TenantOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Export all that a user said and was told as NDJSON lines, which `import` reads."""
+    """Export a user's messages and their answers as NDJSON lines, which `import` reads."""
     settings = settings_of(config)
     configure_logging("error")
     from service.cli.clients.connect import connect

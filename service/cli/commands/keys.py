@@ -16,7 +16,7 @@ def token(
     key: Annotated[bool, typer.Option("--key", help="make a key for auth.mode = keys")] = False,
     id_: Annotated[str | None, typer.Option("--id", help="its name in logs")] = None,
     tenant: Annotated[str, typer.Option(help="of the user")] = TENANT,
-    user: Annotated[str, typer.Option(help="who speaks with it")] = DEFAULT_USER,
+    user: Annotated[str, typer.Option(help="whose memory the key opens")] = DEFAULT_USER,
 ) -> None:
     """Print a fresh key, once, and what to configure for it. Nothing is stored.
 
