@@ -89,20 +89,12 @@ class Codec:
     def turn_row(self, turn: Turn) -> TurnRow:
         turn = self.seal(turn)
         return TurnRow(
-            turn.id,
-            turn.user_key,
-            turn.session_key,
-            turn.seq,
-            turn.last_seq,
-            turn.idempotency,
-            turn.status,
-            turn.fencing_token,
-            turn.attempt,
-            turn.created_at.timestamp(),
-            turn.expires_at.timestamp(),
+            turn.id, turn.user_key, turn.session_key, turn.seq, turn.last_seq, turn.idempotency,
+            turn.status, turn.fencing_token, turn.attempt,
+            turn.created_at.timestamp(), turn.expires_at.timestamp(),
             msgspec.json.encode(msgspec.structs.replace(turn, receipt=None)),
             msgspec.json.encode(turn.receipt) if turn.receipt else None,
-        )
+        )  # fmt: skip
 
     def turn_from_row(self, body: bytes, receipt: bytes | None = None) -> Turn:
         turn = _turn(body)
@@ -113,16 +105,11 @@ class Codec:
     def session_row(self, session: Session) -> SessionRow:
         session = self.seal(session)
         return SessionRow(
-            session.key,
-            session.user_key,
-            session.updated_at.timestamp(),
-            session.expires_at.timestamp(),
-            session.erasing,
-            session.last_seq,
-            session.lexical_through,
-            session.dense_through,
+            session.key, session.user_key,
+            session.updated_at.timestamp(), session.expires_at.timestamp(), session.erasing,
+            session.last_seq, session.lexical_through, session.dense_through,
             msgspec.json.encode(session),
-        )
+        )  # fmt: skip
 
     def session_from_row(self, body: bytes, lexical_through: int, dense_through: int) -> Session:
         session = msgspec.structs.replace(

@@ -12,6 +12,8 @@ from memory.stores.mongo.connection import Conflict, Connection
 
 
 class MongoSegments:
+    """`SegmentsStore` in MongoDB."""
+
     def __init__(self, db: Connection, codec: Codec, *, purge_grace_seconds: float) -> None:
         self._db = db
         self._codec = codec

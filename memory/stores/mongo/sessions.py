@@ -25,6 +25,8 @@ from memory.stores.mongo.paging import page, session_keys
 
 
 class MongoSessions:
+    """`SessionsStore` in MongoDB. A claim is two fields of the document."""
+
     def __init__(self, db: Connection, codec: Codec) -> None:
         self._db = db
         self._codec = codec
@@ -56,25 +58,24 @@ class MongoSessions:
     async def change(
         self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None
     ) -> bool:
-        update = self._codec.session_update(key, changes)
-        if unchanged is not None:
-            where = {
-                **at(key),
-                "summary.version": unchanged.summary.version,
-                "created_at": unchanged.created_at,
-                "first_seq": unchanged.first_seq,
-                "erasing": {"$ne": True},
-            }
-            return await self._db.update_once(SESSIONS, where, update)
-        if "dense_through" in changes:
+        update, where = self._codec.session_update(key, changes), at(key)
+        if "dense_through" in changes and unchanged is None:
             # Mostly it comes to the end of the session, and the mark goes with the same command.
-            complete = {**at(key), "last_seq": {"$lte": changes["dense_through"]}}
+            complete = {**where, "last_seq": {"$lte": changes["dense_through"]}}
             unset = {**update.get("$unset", {}), WITHOUT_DENSE: ""}
             if await self._db.update(SESSIONS, complete, {**update, "$unset": unset}):
                 return True
         if "dense_through" in changes or "last_seq" in changes:
             update["$set"] |= without_dense(key)
-        return await self._db.update(SESSIONS, at(key), update)
+        if unchanged is None:
+            return await self._db.update(SESSIONS, where, update)
+        where |= {
+            "summary.version": unchanged.summary.version,
+            "created_at": unchanged.created_at,
+            "first_seq": unchanged.first_seq,
+            "erasing": {"$ne": True},
+        }
+        return await self._db.update_once(SESSIONS, where, update)
 
     async def claim(self, key: SessionKey, *, worker: str, until: datetime, now: datetime) -> bool:
         free = [

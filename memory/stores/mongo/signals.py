@@ -1,4 +1,4 @@
-"""What processes tell the one that runs a turn: two fields of the turn itself."""
+"""What other processes ask of the one that runs a turn: two fields of the turn's document."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from memory.stores.mongo.connection import Connection
 
 
 class MongoSignals:
+    """`SignalsStore` in MongoDB."""
+
     def __init__(self, db: Connection) -> None:
         self._db = db
 
     async def send(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
-        told: Document = {"cancelled": turn.attempt} if cancel else {}
+        signal: Document = {"cancelled": turn.attempt} if cancel else {}
         if watched is not None:
-            told["watched"] = watched
+            signal["watched"] = watched
         where = {**at(turn.id), "attempt": turn.attempt, "status": "running"}
-        await self._db.update(TURNS, where, {"$set": told})
+        await self._db.update(TURNS, where, {"$set": signal})
 
     async def read(self, turns: Sequence[Turn]) -> dict[TurnId, Signal]:
         attempts = {turn.id: turn.attempt for turn in turns}
@@ -32,6 +34,6 @@ class MongoSignals:
         }
         found = await self._db.find(TURNS, where, show={"cancelled": 1, "watched": 1})
         return {
-            told["_id"]: Signal(told.get("cancelled") == attempts[told["_id"]], told.get("watched"))
-            for told in found
+            one["_id"]: Signal(one.get("cancelled") == attempts[one["_id"]], one.get("watched"))
+            for one in found
         }

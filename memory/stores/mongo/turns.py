@@ -30,6 +30,8 @@ NOT_POISONED = {"$unset": {"aside_since": "", "aside": ""}}
 
 
 class MongoTurns:
+    """`TurnsStore` in MongoDB."""
+
     def __init__(self, db: Connection, codec: Codec, *, purge_grace_seconds: float) -> None:
         self._db = db
         self._codec = codec
@@ -156,8 +158,7 @@ class MongoTurns:
     async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
         # A running turn is pending: so it is in a sparse index.
         where = {"pending_since": {"$lte": NEVER}, "status": "running", "until": {"$lt": before}}
-        found = await self._db.find(TURNS, where, limit=limit, show=BARE)
-        return [self._codec.turn_from_document(document) for document in found]
+        return await self._turns(where, limit)
 
     async def delete_expired(self, session_keys: Sequence[SessionKey], *, before: datetime) -> int:
         where = {

@@ -26,6 +26,8 @@ from memory.stores.mongo.turns import BARE, NOT_POISONED
 
 
 class MongoWork:
+    """`WorkStore` in MongoDB."""
+
     def __init__(self, db: Connection, codec: Codec) -> None:
         self._db = db
         self._codec = codec

@@ -93,6 +93,10 @@ class Database:
         """The first column of every row."""
         return await self.read(lambda db: [row[0] for row in db.execute(query, values)])
 
+    async def execute(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """One statement as a transaction; the number of rows that it changed."""
+        return await self.transaction(lambda db: db.execute(statement, values).rowcount)
+
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """What `work` returns, on the thread of the reading connection."""
         return await self._on(self._read_thread, lambda: work(self._opened(self._reader)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import datetime
 
 from memory.ids import SessionKey
@@ -17,15 +16,14 @@ PUT = (
 
 
 class SqliteSegments:
+    """`SegmentsStore` in SQLite."""
+
     def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
         self._codec = codec
 
     async def put(self, segment: Segment) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute(PUT, self._codec.segment_row(segment))
-
-        await self._db.transaction(work)
+        await self._db.execute(PUT, self._codec.segment_row(segment))
 
     async def of(self, session_key: SessionKey, *, now: datetime) -> list[Segment]:
         bodies = await self._db.column(
@@ -35,7 +33,4 @@ class SqliteSegments:
         return [self._codec.segment_from_row(body) for body in bodies]
 
     async def delete(self, session_key: SessionKey) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))
-
-        await self._db.transaction(work)
+        await self._db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))

@@ -17,13 +17,13 @@ from memory.stores.sqlite.database import Database, marks
 from memory.stores.sqlite.work import is_resetting
 
 SESSION = "body, lexical_through, dense_through"  # as Codec.session_from_row takes them
-PUT = (
-    f"INSERT OR REPLACE INTO sessions ({', '.join(SessionRow._fields)})"
-    f" VALUES ({marks(SessionRow._fields)})"
-)
+INTO = f"INTO sessions ({', '.join(SessionRow._fields)}) VALUES ({marks(SessionRow._fields)})"
+PUT = f"INSERT OR REPLACE {INTO}"
 
 
 class SqliteSessions:
+    """`SessionsStore` in SQLite."""
+
     def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
         self._codec = codec
@@ -43,13 +43,8 @@ class SqliteSessions:
         )
 
     async def put(self, session: Session) -> bool:
-        def work(db: sqlite3.Connection) -> bool:
-            if db.execute("SELECT 1 FROM sessions WHERE key = ?", (session.key,)).fetchone():
-                return False
-            db.execute(PUT, self._codec.session_row(session))
-            return True
-
-        return await self._db.transaction(work)
+        row = self._codec.session_row(session)
+        return await self._db.execute(f"INSERT OR IGNORE {INTO}", row) == 1
 
     async def change(
         self, key: SessionKey, changes: Mapping[str, Any], *, unchanged: Session | None = None

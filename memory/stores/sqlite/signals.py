@@ -1,4 +1,4 @@
-"""Signals in the embedded store: its turns run in this process, so there is nobody to tell."""
+"""Signals in the embedded store: its turns run in this process, and no other one asks anything."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from memory.stores.base import Signal
 
 
 class SqliteSignals:
+    """`SignalsStore` without signals."""
+
     async def send(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
-        pass  # its turns run in this process
+        pass
 
     async def read(self, turns: Sequence[Turn]) -> dict[TurnId, Signal]:
         return {}

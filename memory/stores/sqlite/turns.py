@@ -24,6 +24,8 @@ INSERT = (
 
 
 class SqliteTurns:
+    """`TurnsStore` in SQLite."""
+
     def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
         self._codec = codec
@@ -61,13 +63,10 @@ class SqliteTurns:
         return await self._db.transaction(work)
 
     async def withdraw(self, turn: Turn) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            db.execute(
-                "DELETE FROM turns WHERE id = ? AND token = ? AND status = 'running'",
-                (turn.id, turn.fencing_token),
-            )
-
-        await self._db.transaction(work)
+        await self._db.execute(
+            "DELETE FROM turns WHERE id = ? AND token = ? AND status = 'running'",
+            (turn.id, turn.fencing_token),
+        )
 
     async def save(self, turn: Turn) -> bool:
         def work(db: sqlite3.Connection) -> bool:
@@ -118,14 +117,11 @@ class SqliteTurns:
         return await self._db.transaction(work)
 
     async def get(self, turn_id: TurnId, *, now: datetime) -> Turn | None:
-        def work(db: sqlite3.Connection) -> Turn | None:
-            row = db.execute(
-                "SELECT body, receipt FROM turns WHERE id = ? AND expires_at > ?",
-                (turn_id, now.timestamp()),
-            ).fetchone()
-            return self._codec.turn_from_row(*row) if row else None
-
-        return await self._db.read(work)
+        rows = await self._db.rows(
+            "SELECT body, receipt FROM turns WHERE id = ? AND expires_at > ?",
+            (turn_id, now.timestamp()),
+        )
+        return self._codec.turn_from_row(*rows[0]) if rows else None
 
     async def get_many(self, ids: Sequence[TurnId], *, now: datetime) -> dict[TurnId, Turn]:
         found = await self._turns(

@@ -28,6 +28,8 @@ SET_BACK = {ALL: "lexical_through = 0, dense_through = 0", DENSE: "dense_through
 
 
 class SqliteWork:
+    """`WorkStore` in SQLite."""
+
     def __init__(self, db: Database, codec: Codec) -> None:
         self._db = db
         self._codec = codec
@@ -76,16 +78,11 @@ class SqliteWork:
         await self._db.transaction(work)
 
     async def mark_poisoned(self, message_id: MessageId, *, reason: str, now: datetime) -> bool:
-        turn_id = turn_of(message_id)
-
-        def work(db: sqlite3.Connection) -> bool:
-            if not db.execute("SELECT 1 FROM turns WHERE id = ?", (turn_id,)).fetchone():
-                return False
-            row = (turn_id, message_id, reason, now.timestamp())
-            db.execute("INSERT OR REPLACE INTO aside VALUES (?, ?, ?, ?)", row)
-            return True
-
-        return await self._db.transaction(work)
+        marked = await self._db.execute(
+            "INSERT OR REPLACE INTO aside SELECT id, ?, ?, ? FROM turns WHERE id = ?",
+            (message_id, reason, now.timestamp(), turn_of(message_id)),
+        )
+        return marked == 1
 
     async def poisoned(self, *, limit: int = PAGE) -> list[PoisonedMessage]:
         rows = await self._db.rows(
@@ -120,7 +117,7 @@ class SqliteWork:
             while await self._db.transaction(partial(_set_back, kind=kind)):
                 pass
             await self._mark_without_dense()
-            await self._db.transaction(partial(_end_reset, kind=kind))
+            await self._db.execute("DELETE FROM resets WHERE kind = ?", (kind,))
 
     async def _mark_without_dense(self) -> None:
         """Make pending the turns above their session's dense watermark."""
@@ -151,10 +148,6 @@ def _set_back(db: sqlite3.Connection, kind: str) -> bool:
     )
     db.execute("UPDATE resets SET session_key = ? WHERE kind = ?", (last, kind))
     return True
-
-
-def _end_reset(db: sqlite3.Connection, kind: str) -> None:
-    db.execute("DELETE FROM resets WHERE kind = ?", (kind,))
 
 
 def _mark_some(db: sqlite3.Connection, after: str) -> SessionKey | None:
