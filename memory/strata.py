@@ -15,8 +15,9 @@ import structlog
 from memory.config import BudgetConfig, ConfigSource, MemoryConfig
 from memory.context.builder import ContextBuilder
 from memory.embeddings.dense import DenseModel
-from memory.errors import ConfigError, IndexUnavailable, StoreUnavailable, StrataError
+from memory.errors import IndexUnavailable, StoreUnavailable, StrataError
 from memory.history import History
+from memory.indexes import make_index
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
 from memory.log.changes import ChangeFeed
@@ -32,7 +33,7 @@ from memory.receipt import Context
 from memory.retention.erasing import Eraser
 from memory.retention.sweeper import Sweeper
 from memory.sessions.documents import SessionDocuments
-from memory.stores import file_path, make_store
+from memory.stores import make_store
 from memory.stores.base import Store
 from memory.summary import Summarizer
 from memory.summary.rolling import RollingSummary
@@ -139,34 +140,7 @@ class Strata:
         Raises StoreUnavailable, IndexUnavailable.
         """
         await self.embeddings_loaded.wait()
-        await self.projector.settled()
-
-
-def make_index(config: MemoryConfig) -> VectorIndex | None:
-    url = config.index.url
-    if url == "none":
-        return None
-    if path := file_path(url, "edge"):
-        from memory.indexes.edge import EdgeIndex
-
-        return EdgeIndex(path)
-    if url.startswith(("http://", "https://")):
-        from memory.indexes.qdrant import QdrantIndex
-
-        key = config.index.api_key
-        return QdrantIndex(
-            url,
-            api_key=key.get_secret_value() if key else None,
-            collection=config.index.collection,
-            timeout_seconds=config.index.timeout,
-            payload_text=config.index.payload_text,
-        )
-    raise ConfigError(
-        "index.url",
-        f"{url.partition('://')[0]}://… is not supported here",
-        "use edge:///folder (relative), edge:////folder (absolute), http(s)://host:port of a "
-        "Qdrant server, or none",
-    )
+        await self.projector.caught_up()
 
 
 def put_together(
@@ -197,7 +171,7 @@ def put_together(
         locks=locks,
         counter=counter,
         changes=changes,
-        config=config,
+        config=source,
     )
     erasing = Eraser(store=store, index=index, projector=projector, locks=locks)
     return Strata(

@@ -13,12 +13,13 @@ from evals.speed.turns import user_texts
 from memory import MemoryConfig, User
 from memory.embeddings import sparse
 from memory.ids import MessageId, SessionKey, UserKey
-from memory.indexes.base import Payload, Point, VectorIndex
+from memory.indexes import make_index
+from memory.indexes.base import Point, VectorIndex
+from memory.indexes.features import Payload
 from memory.log.transitions import Incoming, recorded_turn
 from memory.models import Turn, new_session, now, session_key, turn_id
 from memory.stores import make_store
 from memory.stores.base import Store
-from memory.strata import make_index
 from memory.tokens import EstimatedCounter
 
 USERS = 1_000

@@ -9,34 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import qdrant_edge as edge
+from cachetools import LRUCache
 
 from memory.embeddings.sparse import SparseVector
 from memory.errors import IndexUnavailable
 from memory.ids import MessageId, SessionKey, UserKey
-from memory.indexes.base import (
-    FEATURES,
-    KNOWN_USERS,
-    MOST_SPEAKERS,
-    Features,
-    Hit,
-    Hits,
-    Point,
-    dense_name,
-    features,
-)
+from memory.indexes.base import KNOWN_USERS, MOST_SPEAKERS, Hit, Hits, Point, dense_name
+from memory.indexes.features import FEATURES, Features, features
 
 T = TypeVar("T")
 
-# What is kept of the index in memory, at about 0.7 kB a point.
+# How many points' features are kept in memory, at about 0.7 kB a point. A plain dict: an LRU cache
+# of Python code takes three times as long for the few hundred look-ups of a query, and the thread
+# that writes points could not share it with the event loop.
 KNOWN_POINTS = 20_000
+_FORGOTTEN_SHARE = 0.25
 _SPARSE = "sparse"
 # Above so many points of a user the inverted index is quicker than a look at each of them
 # (measured at 3,000 to 100,000 points in all; Edge's own threshold is 5,000).
@@ -51,9 +47,10 @@ _INDEXED: dict[str, Any] = {
 
 
 class EdgeIndex:
-    """A `VectorIndex` in the folder `path`."""
+    """A `VectorIndex` in the folder `path`, which it creates."""
 
     embedded = True
+    keeps_text = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -62,7 +59,7 @@ class EdgeIndex:
         self._shard: Any = None
         self._dense: str | None = None
         self._known: dict[int, Features] = {}
-        self._speakers: dict[str, frozenset[str]] = {}
+        self._speakers: LRUCache[UserKey, frozenset[str]] = LRUCache(KNOWN_USERS)
 
     async def open(self) -> bool:
         return await self._on_thread(self._open)
@@ -111,6 +108,9 @@ class EdgeIndex:
 
     async def upsert(self, points: Sequence[Point]) -> None:
         await self._on_thread(self._upsert, points)
+        for point in points:
+            if point.payload["speakers"]:
+                self._speakers.pop(point.payload["user"], None)
 
     def _upsert(self, points: Sequence[Point]) -> None:
         made = []
@@ -122,8 +122,6 @@ class EdgeIndex:
         self._update(edge.UpdateOperation.upsert_points(made))
         for point in points:
             self._known[UUID(point.id).int] = features(point.payload)
-            if point.payload["speakers"]:
-                self._speakers.pop(point.payload["user"], None)
 
     async def update_sparse(self, vectors: Sequence[tuple[str, SparseVector]]) -> None:
         await self._on_thread(
@@ -178,31 +176,31 @@ class EdgeIndex:
         )
         results = _guarded(self._shard.query_batch, batch)
         ranked = [[(point.id.int, point.score) for point in points] for points in results]
-        known = self._features({number for points in ranked for number, _ in points})
+        known = self._features(number for points in ranked for number, _ in points)
         found = {
             name: [Hit(i, score, known[i]) for i, score in points if i in known]
             for (name, _), points in zip(queries, ranked, strict=True)
         }
         return Hits(found.get(_SPARSE, []), found.get(self._dense or "", []))
 
-    def _features(self, numbers: Set[int]) -> dict[int, Features]:
-        """What ranking needs of these points (and of others). Reading it takes longer than the
-        search itself, and it never changes: so that of the last points is kept, by the number of
-        their id (which hashes ten times as fast as the id)."""
+    def _features(self, numbers: Iterable[int]) -> dict[int, Features]:
+        """The features of these points, and of others. Reading them takes longer than the search
+        itself, so those of the last points are kept, by the number of their id (which hashes ten
+        times as fast as the id)."""
         known = self._known
         if len(known) > KNOWN_POINTS:
-            known.clear()
-        if missing := [UUID(int=number) for number in numbers - known.keys()]:
+            for number in list(islice(known, int(KNOWN_POINTS * _FORGOTTEN_SHARE))):
+                known.pop(number, None)
+        if missing := [UUID(int=number) for number in {n for n in numbers if n not in known}]:
             for record in _guarded(self._shard.retrieve, missing, FEATURES, False):
                 known[record.id.int] = cast(Features, record.payload)
         return known
 
     async def speakers(self, user: UserKey) -> frozenset[str]:
-        if user not in self._speakers:
-            if len(self._speakers) > KNOWN_USERS:
-                self._speakers.clear()
-            self._speakers[user] = self._count_speakers(user)
-        return self._speakers[user]
+        known = self._speakers.get(user)
+        if known is None:
+            known = self._speakers[user] = self._count_speakers(user)
+        return known
 
     def _count_speakers(self, user: UserKey) -> frozenset[str]:
         wanted = edge.Filter(must=[_equals("user", user)])
@@ -210,20 +208,22 @@ class EdgeIndex:
         return frozenset(hit.value for hit in _guarded(self._shard.facet, request).hits)
 
     async def delete_session(self, *, user: UserKey, session: SessionKey) -> None:
-        self._speakers.pop(user, None)
         await self._delete(_equals("user", user), _equals("session", session))
+        self._speakers.pop(user, None)
 
     async def delete_messages(self, *, user: UserKey, messages: Sequence[MessageId]) -> None:
-        self._speakers.pop(user, None)
         if messages:
-            any_of = edge.FieldCondition(key="message", match=edge.MatchAny(list(messages)))
-            await self._delete(_equals("user", user), any_of)
+            any_of = edge.MatchAny([str(message) for message in messages])
+            await self._delete(
+                _equals("user", user), edge.FieldCondition(key="message", match=any_of)
+            )
+        self._speakers.pop(user, None)
 
     async def delete_expired(self, before: datetime) -> None:
-        self._speakers.clear()
-        self._known.clear()
         gone = edge.RangeFloat(lte=before.timestamp())
         await self._delete(edge.FieldCondition(key="expires_at", range=gone))
+        self._speakers.clear()
+        self._known.clear()
 
     async def _delete(self, *conditions: Any) -> None:
         operation = edge.UpdateOperation.delete_points_by_filter(edge.Filter(must=list(conditions)))

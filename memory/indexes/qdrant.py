@@ -1,30 +1,23 @@
 """The index on a Qdrant server, for any number of processes: one collection, over REST.
 
 A write returns when the server has applied it and it is in its log. Nothing is tried twice here:
-what fails is an `IndexUnavailable`, and whoever projects comes again. How the collection comes by
-the vectors of a model: collection.py.
+what fails is an `IndexUnavailable`, and the projector tries again. How the collection comes by the
+vectors of a model: qdrant_collection.py.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from cachetools import TTLCache
+
 from memory.embeddings.sparse import SparseVector
 from memory.errors import IndexUnavailable
 from memory.ids import MessageId, SessionKey, UserKey
-from memory.indexes.base import (
-    FEATURES,
-    KNOWN_USERS,
-    MOST_SPEAKERS,
-    Features,
-    Hit,
-    Hits,
-    Point,
-    dense_name,
-)
+from memory.indexes.base import KNOWN_USERS, MOST_SPEAKERS, Hit, Hits, Point, dense_name
+from memory.indexes.features import FEATURES, Features
 from memory.indexes.qdrant_collection import SPARSE, Collection
 
 if TYPE_CHECKING:
@@ -61,10 +54,13 @@ class QdrantIndex:
             payload_text=payload_text,
         )
         self._dense: str | None = None
-        self._speakers: dict[str, tuple[float, frozenset[str]]] = {}
+        self._speakers: TTLCache[UserKey, frozenset[str]] = TTLCache(KNOWN_USERS, SPEAKERS_SECONDS)
+
+    @property
+    def keeps_text(self) -> bool:
+        return self._collection.payload_text
 
     async def open(self) -> bool:
-        """As promised by the protocol; may be called again after it has failed."""
         return await self._collection.open()
 
     async def use_model(self, identity: str, dimensions: int) -> bool:
@@ -97,7 +93,7 @@ class QdrantIndex:
 
     def _payload(self, point: Point) -> dict[str, Any]:
         payload: dict[str, Any] = {**point.payload}
-        if self._collection.payload_text and point.document is not None:
+        if self.keeps_text and point.document is not None:
             payload |= point.document
         return payload
 
@@ -170,8 +166,7 @@ class QdrantIndex:
     async def speakers(self, user: UserKey) -> frozenset[str]:
         from qdrant_client import models
 
-        until, known = self._speakers.get(user, (0.0, frozenset()))
-        if until > time.monotonic():
+        if (known := self._speakers.get(user)) is not None:
             return known
         async with self._collection.answering() as client:
             answer = await client.facet(
@@ -181,10 +176,7 @@ class QdrantIndex:
                 limit=MOST_SPEAKERS,
                 exact=True,
             )
-        if len(self._speakers) > KNOWN_USERS:
-            self._speakers.clear()
-        known = frozenset(str(hit.value) for hit in answer.hits)
-        self._speakers[user] = (time.monotonic() + SPEAKERS_SECONDS, known)
+        known = self._speakers[user] = frozenset(str(hit.value) for hit in answer.hits)
         return known
 
     async def delete_session(self, *, user: UserKey, session: SessionKey) -> None:
@@ -195,7 +187,8 @@ class QdrantIndex:
         from qdrant_client import models
 
         for start in range(0, len(messages), BATCH_POINTS):
-            any_of = models.MatchAny(any=list(messages[start : start + BATCH_POINTS]))
+            batch = messages[start : start + BATCH_POINTS]
+            any_of = models.MatchAny(any=[str(message) for message in batch])
             await self._delete(
                 _equals("user", user), models.FieldCondition(key="message", match=any_of)
             )
@@ -216,8 +209,8 @@ class QdrantIndex:
             await client.delete(self._collection.name, chosen, wait=True)
 
     async def count(self, user: UserKey | None = None) -> int:
-        """A user's exactly. All points as the server has them in mind: to count those one by one
-        would take it the longer, the more there are, and health checks ask often."""
+        """A user's exactly. All points as the server estimates them: counting them takes it the
+        longer, the more there are, and health checks ask often."""
         from qdrant_client import models
 
         wanted = models.Filter(must=[_equals("user", user)]) if user else None
@@ -228,7 +221,7 @@ class QdrantIndex:
         return answer.count
 
     async def flush(self) -> None:
-        """Nothing to do: what a write has returned for is in the server's log."""
+        """Nothing to do: a write that has returned is in the server's log."""
 
     async def close(self) -> None:
         await self._collection.close()

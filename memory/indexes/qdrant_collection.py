@@ -1,13 +1,14 @@
 """A collection on a Qdrant server: how it is made, whose vectors it holds, how it fails.
 
-It is opened before the embedding model is known, so its dense vector is added when the model is:
-servers from 1.18 on add named vectors to a collection that is in use. The vector's name is made
-of the model (`dense_name`), thus the collection itself says whose vectors it holds, and processes
-agree without talking: adding and emptying twice is the same as once. The vectors of another model
-are emptied, their name stays: a server (1.18.3) that had dropped the name lost every point when
-it was killed, for its log still spoke of it. `open` and `use_model` answer by what is there (no
-point at all, no point with such a vector), so a process that dies before it acts on the answer
-leaves the next one the same answer. The collection's metadata name the model, for people.
+It is opened before the embedding model is known, so its dense vector is added once the model is
+loaded: servers from 1.18 on add named vectors to a collection that is in use. The vector's name is
+made of the model (`dense_name`), so the collection itself says whose vectors it holds, and
+processes agree without talking: adding and emptying twice is the same as once. The vectors of
+another model are emptied, their name stays: a server (1.18.3) that had dropped the name lost every
+point when it was killed, because its log still named it. `open` and `use_model` answer from what
+the collection holds (no point at all, no point with such a vector): a process that dies before it
+acts on the answer leaves the next one the same answer. The collection's metadata name the model,
+for people.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ log = structlog.get_logger("strata.index")
 
 
 class Collection:
-    """No exchange takes longer than `timeout_seconds` but those that go through all points. With
-    `payload_text` points hold text too."""
+    """No exchange takes longer than `timeout_seconds`, except those that go through all points
+    (`SWEEP_SECONDS`). With `payload_text` points hold text too."""
 
     def __init__(
         self,
@@ -73,7 +74,8 @@ class Collection:
 
     @asynccontextmanager
     async def answering(self, seconds: float | None = None) -> AsyncIterator[AsyncQdrantClient]:
-        """The client, for one exchange in time; all that fails in it is IndexUnavailable."""
+        """The client, for one exchange within `seconds`. Every failure inside becomes
+        IndexUnavailable."""
         if self._client is None:
             raise IndexUnavailable("Qdrant: not open")
         limit = seconds or self._timeout
@@ -83,7 +85,7 @@ class Collection:
         except TimeoutError:
             raise IndexUnavailable(f"Qdrant: no answer within {limit:g} s") from None
         except Exception as error:  # httpx's, the client's, pydantic's; local mode's ValueError
-            raise IndexUnavailable(f"Qdrant: {_told(error)}") from error
+            raise IndexUnavailable(f"Qdrant: {_described(error)}") from error
 
     async def open(self) -> bool:
         """True when it has no points, or their text is missing. May be called again."""
@@ -217,7 +219,7 @@ def _recorded(info: models.CollectionInfo) -> dict[str, Any]:
     return dict(known) if isinstance(known, dict) else {}
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """What went wrong, in the server's own words if it has any; no address, no key."""
     from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 

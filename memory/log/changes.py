@@ -10,12 +10,16 @@ from memory.ids import SessionKey
 class ChangeFeed:
     """Only a hint that saves waiting for the next interval: what is pending stands in the store.
 
-    A writer adds to `sessions` and sets `event`, which costs a turn no call.
+    A turn adds to `sessions` and sets `event`, which costs it no call; others `note` a session.
     """
 
     def __init__(self) -> None:
         self.sessions: set[SessionKey] = set()
         self.event = asyncio.Event()
+
+    def note(self, key: SessionKey) -> None:
+        self.sessions.add(key)
+        self.event.set()
 
     def take(self) -> set[SessionKey]:
         """The sessions that changed since the last call."""

@@ -1,7 +1,7 @@
 """Pure: finished turns as points of the index, each passage with its two keys.
 
-A passage is found by words with those of its neighbours, so a new one also changes the sparse
-vector of the one before it.
+A passage is found by its own words and by those of its neighbours, so a new passage also changes
+the sparse vector of the one before it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from memory.embeddings import sparse
-from memory.indexes.base import Document, Payload, Point
+from memory.indexes.base import Document, Point
+from memory.indexes.features import Payload, name_hashes
 from memory.models import Message, Turn, now
-from memory.recall.query import name_hashes
 from memory.text.passages import cut, dense_key, lexical_key, point_id
 from memory.tokens import TokenCounter
 
@@ -36,7 +36,7 @@ class Passage(NamedTuple):
 
 
 def passages_of(turns: Iterable[Turn]) -> list[Passage]:
-    """Every passage of the living messages, in order."""
+    """Every passage of the messages that have not expired, in order."""
     found = []
     moment = now()
     for turn in turns:
@@ -67,12 +67,19 @@ def make_points(
     counter: TokenCounter,
     *,
     following: Sequence[Passage] = (),
+    with_text: bool = False,
 ) -> list[Point]:
     """Points of the `new` passages, which stand between the `earlier` and the `following` ones
-    in their session."""
+    in their session; with their `Document` if `with_text`."""
     line = [*earlier, *new, *following]
     return [
-        Point(p.id, _payload(p, counter), sparse_vector(line, position), vector, _document(p))
+        Point(
+            p.id,
+            _payload(p, counter),
+            sparse_vector(line, position),
+            vector,
+            _document(p) if with_text else None,
+        )
         for position, (p, vector) in enumerate(zip(new, vectors, strict=True), start=len(earlier))
     ]
 

@@ -8,23 +8,22 @@ watermark is committed only after the index was flushed.
 from __future__ import annotations
 
 import asyncio
-import random
 import secrets
-import time
 from typing import NamedTuple
 
 import structlog
 
-from memory.config import MemoryConfig
+from memory.config import ConfigSource, MemoryConfig
 from memory.embeddings.dense import DenseModel
 from memory.errors import StoreUnavailable, StrataError, reason
 from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex
 from memory.locks import SessionLocks
 from memory.log.changes import ChangeFeed
-from memory.models import Turn, expiry_of, now
-from memory.projections.index import Indexing
-from memory.projections.steps import Progress, Steps
+from memory.models import Session, Turn, expiry_of, now
+from memory.projections.backoff import Backoff
+from memory.projections.index import IndexProjection, NoIndex
+from memory.projections.progress import Progress, Watermarks
 from memory.sessions.documents import SessionDocuments
 from memory.stores.base import PAGE, Store
 from memory.summary.rolling import CLAIM_LEASES, RollingSummary
@@ -32,33 +31,25 @@ from memory.tokens import TokenCounter
 
 log = structlog.get_logger("strata.projector")
 
-FLUSH_SECONDS = 5.0
-FLUSH_POINTS = 500
 SHARED_CONCURRENCY = 4
-BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0)
-JITTER = 0.25  # of it: workers that failed together do not come back together
 # From this failure in a row on, the messages of a session are tried one by one.
 FAILURES = 5
 MOST_POISONED = 1_000
 
 
-class _Failures(NamedTuple):
-    """How often a session has failed in a row, and when (monotonic) it is tried again."""
+class ProjectionState(NamedTuple):
+    """`pending`: as `Projector.pending`. `lag_seconds`: the age of the oldest ended turn whose
+    projection is not durable yet. `poisoned`: messages that no projection takes (at most 1,000)."""
 
-    times: int = 0
-    not_before: float = 0.0
-
-
-class State(NamedTuple):
-    """`behind`: as `Projector.behind`. `lag_seconds`: the age of the oldest ended turn whose
-    projection is not durable yet. `poisoned`: messages that were set aside (at most 1,000)."""
-
-    behind: int
+    pending: int
     lag_seconds: float
     poisoned: int
 
 
 class Projector:
+    """Takes the sessions that `changes` names at once, all other pending ones every
+    `projector.interval`."""
+
     def __init__(
         self,
         *,
@@ -70,117 +61,110 @@ class Projector:
         locks: SessionLocks,
         counter: TokenCounter,
         changes: ChangeFeed,
-        config: MemoryConfig,
+        config: ConfigSource[MemoryConfig],
     ) -> None:
-        self._changes = changes
         self._store = store
-        self._index = index
-        self._indexing = (
-            None
+        self._projection = (
+            NoIndex(store=store, counter=counter)
             if index is None
-            else Indexing(store=store, index=index, model=model, counter=counter)
+            else IndexProjection(store=store, index=index, model=model, counter=counter)
         )
-        self._steps = Steps(store=store, indexing=self._indexing, model=model, counter=counter)
+        self._watermarks = Watermarks(store=store, index=index, locks=locks)
         self._model = model
         self._summaries = summaries
         self._sessions = sessions
-        self._config = config
         self._locks = locks
-        self._progress: dict[str, Progress] = {}
-        self._failures: dict[str, _Failures] = {}
-        self._unflushed_since: float | None = None
+        self.changes = changes
+        self._config = config
+        self.backoff = Backoff()
         self._worker = secrets.token_hex(8)
         self._at_once = asyncio.Semaphore(
-            config.projector.concurrency or (1 if store.embedded else SHARED_CONCURRENCY)
+            config.current.projector.concurrency or (1 if store.embedded else SHARED_CONCURRENCY)
         )
 
-    def wake(self, session_key: SessionKey) -> None:
-        """There is news in this session."""
-        self._changes.sessions.add(session_key)
-        self._changes.event.set()
+    async def pending(self) -> int:
+        """How many sessions (at most a page) have pending turns. Those that were projected and
+        only wait for the next flush of the index do not count. Raises StoreUnavailable."""
+        return sum(not self._is_caught_up(key) for key in await self._pending())
 
-    def _take_changes(self) -> None:
-        for key in self._changes.take():
-            if progress := self._progress.get(key):
-                progress.news = True
-            if failures := self._failures.get(key):
-                self._failures[key] = _Failures(failures.times)
-
-    async def behind(self) -> int:
-        """How many sessions (at most a page) have news that is not projected yet. What is done
-        but waits for the next flush of the index does not count."""
-        self._take_changes()
-        return sum(not self._is_caught_up(key) for key in await self._waiting())
-
-    async def state(self) -> State:
+    async def state(self) -> ProjectionState:
         """Raises StoreUnavailable."""
         since = await self._store.work.pending_since()
         lag_seconds = max(0.0, (now() - since).total_seconds()) if since else 0.0
         poisoned = len(await self._store.work.poisoned(limit=MOST_POISONED))
-        return State(await self.behind(), lag_seconds, poisoned)
+        return ProjectionState(await self.pending(), lag_seconds, poisoned)
 
-    async def _waiting(self) -> list[str]:
-        """A page of pending sessions besides those that only wait for the next flush."""
-        return await self._store.work.pending(finished=True, limit=PAGE + len(self._progress))
+    async def _pending(self) -> list[SessionKey]:
+        """A page of sessions with pending turns besides those that only wait for the flush."""
+        return await self._store.work.pending(finished=True, limit=PAGE + len(self._watermarks))
 
     def _is_caught_up(self, key: SessionKey) -> bool:
-        progress = self._progress.get(key)
-        return progress is not None and not progress.news
+        progress = self._watermarks.get(key)
+        return progress is not None and not progress.pending and key not in self.changes.sessions
 
     def model_ready(self, *, reset: bool) -> None:
-        """Dense vectors can be made from now on; with `reset`, those of before are void."""
-        for progress in self._progress.values():
-            progress.dense = 0 if reset else progress.dense
-            progress.settled = min(progress.settled, progress.dense)
-        self._changes.event.set()
+        """Dense vectors can be made from now on; with `reset`, earlier ones are void."""
+        self._watermarks.model_ready(reset=reset)
+        self.changes.event.set()
 
-    def forget(self, session_key: SessionKey) -> None:
+    def forget(self, key: SessionKey) -> None:
         """The session was erased: what is known of its progress is void."""
-        self._progress.pop(session_key, None)
-        self._failures.pop(session_key, None)
+        self._watermarks.forget(key)
+        self.backoff.forget(key)
+
+    async def respell(self, turn: Turn) -> None:
+        """The turns before this one are gone: their words leave its sparse vector. Raises
+        IndexUnavailable, StoreUnavailable."""
+        await self._projection.respell(turn)
 
     async def run(self) -> None:
         """Catch up until cancelled. Failures are logged and tried again, later and later."""
         while True:
+            worked = False
             try:
                 worked = await self.run_once()
-                await self._commit_when_due()
+                await self._watermarks.commit_when_due()
             except StrataError as error:
-                worked = False
                 log.warning("projection.failed", error=type(error).__name__, detail=str(error))
             except Exception:  # the edge of a task: it must outlive any single failure
-                worked = False
                 log.exception("projection.crashed")
             if not worked:
-                await self._changes.wait(self._config.projector.interval)
+                await self.changes.wait(self._config.current.projector.interval)
 
-    async def settled(self) -> None:
-        """Return when there is nothing left to do (a running turn is left to its end); raises
-        what fails."""
+    async def caught_up(self) -> None:
+        """Return once every projection has seen every ended turn. Raises what fails."""
         while True:
             worked = await self.run_once(raising=True)
             await self._summaries.drain()
-            waited = bool(self._progress)
-            await self.commit()
-            if not worked and not waited:
+            uncommitted = len(self._watermarks)
+            await self._watermarks.commit()
+            if not worked and not uncommitted:
                 return
 
+    async def commit(self) -> None:
+        """Flush the index, then move the watermarks: what was projected is pending no longer.
+        Raises IndexUnavailable, StoreUnavailable."""
+        await self._watermarks.commit()
+
     async def drain(self) -> None:
-        """Commit what is done (before the stores are closed)."""
+        """`commit` before the stores are closed; a failure is logged."""
         try:
             await self.commit()
         except StrataError as error:
             log.warning("projection.drain_failed", error=type(error).__name__)
 
     async def run_once(self, *, raising: bool = False) -> bool:
-        """One batch for every pending session; True when anything was done."""
-        self._take_changes()
-        waiting = await self._waiting()
-        return any(await asyncio.gather(*(self._one(key, raising=raising) for key in waiting)))
+        """One batch for every pending session; True when anything was done. A session that failed
+        waits for its time, unless it has changed since or its failure is to be `raising`."""
+        for key in self.changes.take():
+            if progress := self._watermarks.get(key):
+                progress.pending = True
+            self.backoff.retry_now(key)
+        pending = await self._pending()
+        return any(await asyncio.gather(*(self._one(key, raising=raising) for key in pending)))
 
     async def _one(self, key: SessionKey, *, raising: bool) -> bool:
-        failures = self._failures.get(key, _Failures())
-        if not raising and time.monotonic() < failures.not_before:
+        if not raising and self.backoff.waits(key):
             return False
         worked = False
         async with self._at_once:
@@ -188,8 +172,8 @@ class Projector:
                 try:
                     async with self._locks.of(key):
                         worked = await self._catch_up(key)
-                    if self._flushed_always:
-                        await self._commit(key)
+                    if self._watermarks.durable_at_once:
+                        await self._watermarks.commit_session(key)
                 finally:
                     if not self._store.embedded:
                         await self._store.sessions.release(key, worker=self._worker)
@@ -197,14 +181,11 @@ class Projector:
                 self._failed(key, error)
                 if raising:
                     raise
-            await self._commit_when_due()
+            await self._watermarks.commit_when_due()
         return worked
 
     def _failed(self, key: SessionKey, error: Exception) -> None:
-        times = self._failures.get(key, _Failures()).times
-        delay = BACKOFF_SECONDS[min(times, len(BACKOFF_SECONDS) - 1)]
-        delay *= random.uniform(1 - JITTER, 1 + JITTER)
-        self._failures[key] = _Failures(times + 1, time.monotonic() + delay)
+        seconds = self.backoff.failed(key)
         if not isinstance(error, StrataError):
             log.error("projection.session_crashed", session=key, exc_info=error)
         log.warning(
@@ -212,103 +193,52 @@ class Projector:
             session=key,
             error=type(error).__name__,
             detail=reason(error),
-            retry_in_s=round(delay, 2),
+            retry_in_s=round(seconds, 2),
         )
-
-    @property
-    def _flushed_always(self) -> bool:
-        """What is written to the index is durable at once, so that watermarks need not wait."""
-        return not self._store.embedded and not (self._index and self._index.embedded)
-
-    async def _commit_when_due(self) -> None:
-        since = self._unflushed_since
-        if since is not None and (
-            self._unflushed_points >= FLUSH_POINTS or time.monotonic() - since >= FLUSH_SECONDS
-        ):
-            await self.commit()
-
-    @property
-    def _unflushed_points(self) -> int:
-        return sum(progress.points for progress in self._progress.values())
-
-    async def commit(self) -> None:
-        """Flush the index, then move the watermarks and settle the turns behind them."""
-        progress = dict(self._progress)
-        if not progress:
-            return
-        if self._index is not None:
-            await self._index.flush()
-        self._unflushed_since = None
-        for key, reached in progress.items():
-            await self._commit(key, reached)
-
-    async def _commit(self, key: SessionKey, flushed: Progress | None = None) -> None:
-        """Move the watermarks of a session as far as it had come when the index was flushed."""
-        async with self._locks.of(key):
-            reached = self._progress.get(key)
-            if reached is None or (flushed is not None and reached is not flushed):
-                return  # nothing new, or erased meanwhile
-            await self._store.sessions.change(
-                key, {"lexical_through": reached.lexical, "dense_through": reached.dense}
-            )
-            reruns = {
-                id_: attempt
-                for id_, (attempt, last_seq) in reached.reruns.items()
-                if last_seq <= reached.settled
-            }
-            await self._store.work.mark_projected(key, through=reached.settled, reruns=reruns)
-            del self._progress[key]
 
     async def _catch_up(self, key: SessionKey) -> bool:
-        session = await self._sessions.repaired(key)
+        """One batch of a session whose lock is held; True when anything was done."""
+        session = await self._claimed(key)
         if session is None or session.erasing:
             return False
-        if not self._store.embedded:
-            until = expiry_of(now(), CLAIM_LEASES * self._config.session.lease)
-            if not await self._store.sessions.claim(
-                key, worker=self._worker, until=until, now=now()
-            ):
-                return False  # another worker is at it
-            session = await self._store.sessions.get(key)
-            if session is None or session.erasing:
-                return False
-        progress = self._progress.get(key) or Progress(
-            session.lexical_through, session.dense_through
-        )
+        progress = self._watermarks.of(session)
         before = progress.reached
+        alone = self.backoff.times(key) >= FAILURES - 1
         try:
-            failed = self._failures.get(key, _Failures()).times
-            worked = await self._steps.take(key, progress, alone=failed >= FAILURES - 1)
+            worked = await self._projection.advance(key, progress, alone=alone)
         except StoreUnavailable:
             raise
         except Exception:
             if progress.reached != before:
-                self._keep(key, progress)
+                self._watermarks.keep(key, progress)
             self._summaries.request(key)  # a summary needs neither index nor embeddings
             raise
-        self._failures.pop(key, None)
+        self.backoff.forget(key)
+        self._note(key, progress, worked, moved=progress.reached != before)
+        return worked
+
+    async def _claimed(self, key: SessionKey) -> Session | None:
+        """The session's document, repaired, and claimed where other workers could project it;
+        None when there is nothing to do, or another worker is at it."""
+        session = await self._sessions.repaired(key)
+        if self._store.embedded or session is None or session.erasing:
+            return session
+        until = expiry_of(now(), CLAIM_LEASES * self._config.current.session.lease)
+        if not await self._store.sessions.claim(key, worker=self._worker, until=until, now=now()):
+            return None
+        return await self._store.sessions.get(key)
+
+    def _note(self, key: SessionKey, progress: Progress, worked: bool, *, moved: bool) -> None:
         through = progress.lexical
         if self._model.state == "ready":
             through = min(through, progress.dense)
-        progress.news = worked
-        if through > progress.settled or progress.reached != before:
-            # Even without new work: a crash may have come between watermark and settling.
-            progress.settled = through
-            self._keep(key, progress)
+        progress.pending = worked
+        if through > progress.projected or moved:
+            # Also without new work: a crash may have come between the watermark and the turns.
+            progress.projected = through
+            self._watermarks.keep(key, progress)
         if worked:
             # What other workers have added to the session is not known here.
             added = progress.added_tokens if self._store.embedded else None
             self._summaries.request(key, added_tokens=added)
             progress.added_tokens = 0
-        return worked
-
-    def _keep(self, key: SessionKey, progress: Progress) -> None:
-        """To be committed with the next flush."""
-        self._progress[key] = progress
-        if self._unflushed_since is None:
-            self._unflushed_since = time.monotonic()
-
-    async def respell(self, turn: Turn) -> None:
-        """The turn has lost its neighbours before it: their words leave its sparse vector."""
-        if self._indexing is not None:
-            await self._indexing.respell(turn)

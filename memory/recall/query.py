@@ -6,12 +6,12 @@ understood everywhere. In any other language nothing is rewritten and nothing bo
 
 from __future__ import annotations
 
-import hashlib
 import re
 from datetime import date, timedelta
 from typing import NamedTuple
 
 from memory.ids import UserKey
+from memory.indexes.features import name_hash
 from memory.text import language
 
 _MONTHS = {
@@ -69,17 +69,6 @@ class Query(NamedTuple):
     dates: tuple[Mention, ...]
     asks_assistant: bool
     english: bool = True
-
-
-def name_hash(user: UserKey, name: str) -> str:
-    """A speaker's name as it stands in the index: tied to the user, not readable."""
-    return hashlib.sha256(f"{user}\0{name.casefold()}".encode()).hexdigest()[:16]
-
-
-def name_hashes(user: UserKey, speaker: str) -> list[str]:
-    """The hashes of a speaker's whole name and of each of its words."""
-    parts = {speaker.strip(), *(word for word in language.words(speaker) if len(word) > 1)}
-    return sorted(name_hash(user, part) for part in parts)
 
 
 def read(text: str, *, user: UserKey, speakers: frozenset[str]) -> Query:

@@ -99,7 +99,7 @@ class Eraser:
             await self._store.sessions.change(
                 key, {"erasing": False, "lexical_through": through, "dense_through": through}
             )
-            self._projector.wake(key)
+            self._projector.changes.note(key)
         if not self._store.embedded:
             await self._store.sessions.release(key, worker=self._worker)
         return deleted

@@ -71,7 +71,7 @@ class Sweeper:
         for turn in await self._store.turns.overdue(before=now() - CLOCK_SKEW):
             if await self._store.turns.save(interrupted(turn)):
                 log.info("turn.ended_for_its_worker", session=turn.session_key)
-                self._projector.wake(turn.session_key)
+                self._projector.changes.note(turn.session_key)
 
     async def _sweep_sessions(self) -> int:
         deleted = 0

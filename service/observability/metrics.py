@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from memory import Strata
-from memory.projections.projector import State
+from memory.projections.projector import ProjectionState
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 REFRESH_SECONDS = 1.0
@@ -107,7 +107,7 @@ class Metrics:
             self.refresh(open_streams=open_streams(), strata=strata)
             await asyncio.sleep(REFRESH_SECONDS)
 
-    def text(self, projection: State | None) -> bytes:
+    def text(self, projection: ProjectionState | None) -> bytes:
         """The exposition, of all workers; `projection` is one for all of them."""
         registry = self._registry
         if os.environ.get(SHARED_FOLDER):
@@ -128,12 +128,12 @@ class _Joined:
         return iter(self._metrics)
 
 
-def _of_projection(state: State | None) -> list[Metric]:
+def _of_projection(state: ProjectionState | None) -> list[Metric]:
     if state is None:  # the store is away: better no number than a wrong one
         return []
     return [
         GaugeMetricFamily(
-            "strata_projection_behind_sessions", "Sessions with news to project.", state.behind
+            "strata_projection_behind_sessions", "Sessions with news to project.", state.pending
         ),
         GaugeMetricFamily(
             "strata_projection_lag_seconds", "Age of the oldest turn to project.", state.lag_seconds

@@ -67,7 +67,7 @@ async def _projection(strata: Strata) -> dict[str, Any]:
     state = await strata.projector.state()
     return {
         "status": "ok" if not state.poisoned else "poisoned",
-        "behind": state.behind,
+        "behind": state.pending,
         "lag_seconds": round(state.lag_seconds, 3),
         "poisoned": state.poisoned,
     }

@@ -11,7 +11,7 @@ from litestar.di import NamedDependency
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from memory.errors import StrataError
-from memory.projections.projector import State
+from memory.projections.projector import ProjectionState
 from service.observability.probes import PROBE_SECONDS, probe
 from service.services import Services
 
@@ -45,7 +45,7 @@ class Scrape(Controller):
         """Of all workers. Of the projections only while the store answers."""
         strata = services.strata
         services.metrics.refresh(open_streams=len(services.answers), strata=strata)
-        state: State | None = None
+        state: ProjectionState | None = None
         with suppress(StrataError, TimeoutError):
             async with asyncio.timeout(PROBE_SECONDS):
                 state = await strata.projector.state()

@@ -17,10 +17,10 @@ from unit.builders import NOON, LetterEmbeddings
 
 from memory.embeddings import sparse
 from memory.errors import IndexUnavailable
-from memory.indexes.base import FEATURES, Document, Hit, Payload, Point, VectorIndex
+from memory.indexes.base import Document, Hit, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
+from memory.indexes.features import FEATURES, Payload, name_hash
 from memory.indexes.qdrant import QdrantIndex
-from memory.recall.query import name_hash
 from memory.text.passages import point_id
 
 Opener = Callable[[], VectorIndex]

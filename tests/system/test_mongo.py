@@ -160,7 +160,7 @@ async def test_the_same_holds_for_a_whole_turn_of_the_memory(mongo_url: str, key
             await accepted.finish("answer", status="done")
             assert commands.take() == ["update"]
             assert context.receipt.layers.window.messages == 2 * n
-        await strata.projector.settled()
+        await strata.projector.caught_up()
 
 
 async def test_session_turns_and_key_are_read_side_by_side(mongo: Mongo, mongo_url: str) -> None:

@@ -13,9 +13,10 @@ from waiting import eventually
 
 from memory import MemoryConfig, Strata, TurnRequest
 from memory.embeddings.dense import DenseModel
+from memory.indexes import make_index
 from memory.models import now, session_key
 from memory.stores.mongo.store import MongoStore
-from memory.strata import make_index, put_together
+from memory.strata import put_together
 
 KEY = session_key(USER.key, SESSION)
 
@@ -58,7 +59,7 @@ async def test_a_session_that_another_worker_projects_is_left_to_it(
 ) -> None:
     async with opened(mongo_url, tmp_path) as strata:
         await say(strata, "My dog is called Biscuit.")
-        await strata.projector.settled()
+        await strata.projector.caught_up()
         await say(strata, "My cat is called Shortbread.")
         ends = now() + timedelta(seconds=1)
         assert await strata.store.sessions.claim(KEY, worker="other", until=ends, now=now())
@@ -66,7 +67,7 @@ async def test_a_session_that_another_worker_projects_is_left_to_it(
         assert await strata.store.work.pending() == [KEY]
         # Its worker has died: the claim ends, and the work is found again.
         await eventually(strata.projector.run_once)
-        await strata.projector.settled()
+        await strata.projector.caught_up()
         assert await strata.store.work.pending() == []
 
 
@@ -75,7 +76,7 @@ async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
 ) -> None:
     async with opened(mongo_url, tmp_path) as strata:
         await say(strata, "My dog is called Biscuit.")
-        await strata.projector.settled()
+        await strata.projector.caught_up()
         ends = now() + timedelta(seconds=1)
         assert await strata.store.sessions.claim(KEY, worker="other", until=ends, now=now())
         erasing = asyncio.create_task(strata.history.delete_session(USER, SESSION))

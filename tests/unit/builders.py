@@ -20,6 +20,7 @@ from memory.context.builder import ContextBuilder
 from memory.embeddings.dense import DenseModel, Loaded
 from memory.embeddings.sparse import SparseVector
 from memory.errors import TurnEnded
+from memory.indexes import make_index
 from memory.indexes.base import Hits, Point, VectorIndex
 from memory.log.changes import ChangeFeed
 from memory.log.transitions import answered
@@ -32,7 +33,7 @@ from memory.orchestrator import Memory
 from memory.recall.search import Recall
 from memory.stores import make_store
 from memory.stores.base import Store
-from memory.strata import _load_embeddings, make_index, put_together
+from memory.strata import _load_embeddings, put_together
 from memory.tokens import TiktokenCounter
 
 NOON = datetime(2024, 5, 8, 12, tzinfo=UTC)
@@ -310,6 +311,10 @@ class IndexAround:
 
     def __init__(self, inner: VectorIndex) -> None:
         self.inner = inner
+
+    @property
+    def keeps_text(self) -> bool:
+        return self.inner.keeps_text
 
     async def open(self) -> bool:
         return await self.inner.open()

@@ -6,8 +6,8 @@ import pytest
 
 from memory import MemoryConfig, TurnRequest, open_memory
 from memory.errors import ConfigError, StoreUnavailable
+from memory.indexes import make_index
 from memory.stores import file_path, make_store
-from memory.strata import make_index
 from unit.builders import SESSION, USER, config, opened, say
 
 

@@ -22,7 +22,8 @@ from waiting import quickly
 from memory.embeddings import sparse
 from memory.errors import IndexUnavailable
 from memory.indexes import qdrant
-from memory.indexes.base import FEATURES, Document, Point, dense_name
+from memory.indexes.base import Document, Point, dense_name
+from memory.indexes.features import FEATURES
 from memory.indexes.qdrant import QdrantIndex
 from unit.builders import NOON
 
@@ -160,13 +161,16 @@ async def test_speakers_written_by_another_process_are_seen_after_a_while(
     await other.upsert([point("a", speakers=["x"])])
     assert await other.speakers("anna") == {"x"}
     assert await one.speakers("anna") == frozenset()
-    monkeypatch.setattr(qdrant, "SPEAKERS_SECONDS", 0.0)
     await one.delete_session(user="anna", session="unknown")
     assert await one.speakers("anna") == {"x"}
+    monkeypatch.setattr(qdrant, "SPEAKERS_SECONDS", 0.0)
+    after_a_while = connected(server)
+    await after_a_while.open()
+    assert await after_a_while.speakers("anna") == {"x"}
     await other.upsert([point("b", speakers=["y"])])
-    assert await one.speakers("anna") == {"x", "y"}
-    await one.close()
-    await other.close()
+    assert await after_a_while.speakers("anna") == {"x", "y"}
+    for index in (one, other, after_a_while):
+        await index.close()
 
 
 async def test_text_stays_out_of_the_collection_unless_it_is_asked_for(

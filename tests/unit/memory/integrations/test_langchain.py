@@ -50,7 +50,7 @@ def qdrant(tmp_path: Path) -> Iterator[str]:
 async def tell(strata: Strata, user: User, session: str, *texts: str, role: str = "user") -> None:
     messages = [Incoming(role=role, content=text) for text in texts]
     await strata.memory.record(user, session, messages)
-    await strata.projector.settled()
+    await strata.projector.caught_up()
 
 
 def shown(documents: list[Document]) -> str:

@@ -22,8 +22,9 @@ from memory.errors import EmbeddingUnavailable, IndexUnavailable
 from memory.indexes.base import Point
 from memory.log.transitions import answered
 from memory.models import Message, Session, Turn, now, session_key, turn_of
-from memory.projections.projector import BACKOFF_SECONDS, FAILURES, JITTER
-from memory.projections.steps import BATCH_TURNS
+from memory.projections.backoff import BACKOFF_SECONDS, JITTER
+from memory.projections.index import BATCH_TURNS
+from memory.projections.projector import FAILURES
 from memory.stores.base import PAGE
 from memory.text.passages import cut
 from unit.builders import (
@@ -101,7 +102,7 @@ async def test_every_passage_of_every_message_becomes_a_point(strata: Strata) ->
     session = await stored(strata)
     assert session.lexical_through == session.last_seq == 6
     assert await strata.store.work.pending() == []
-    assert await strata.projector.behind() == 0
+    assert await strata.projector.pending() == 0
 
 
 async def test_the_index_holds_no_text_no_name_and_no_session_id(tmp_path: Path) -> None:
@@ -170,10 +171,10 @@ async def test_many_running_turns_do_not_hold_up_the_finished_ones(strata: Strat
         ask = TurnRequest(user=USER, session_id=f"running {n}", question="hello", recall="none")
         await strata.memory.begin(ask)
     await tell(strata, "My dog is called Bruno.")
-    assert await strata.projector.behind() == 1
+    assert await strata.projector.pending() == 1
     await strata.caught_up()
     assert await points(strata) == 1
-    assert await strata.projector.behind() == 0
+    assert await strata.projector.pending() == 0
 
 
 # --- the session document --------------------------------------------------------------------
@@ -302,11 +303,11 @@ async def test_what_was_said_while_the_index_was_away_is_caught_up(tmp_path: Pat
         with pytest.raises(IndexUnavailable):
             await strata.caught_up()
         assert await strata.store.work.pending() == [KEY]
-        assert await strata.projector.behind() == 1
+        assert await strata.projector.pending() == 1
         assert (await stored(strata)).title == "My dog is called Bruno."
         flaky.away = False
         assert not await strata.projector.run_once(), "it is tried again later"
-        strata.projector.wake(KEY)
+        strata.projector.changes.note(KEY)
         assert await strata.projector.run_once()
         await strata.caught_up()
         assert await points(strata) == 1
@@ -343,7 +344,7 @@ async def test_one_session_that_fails_does_not_hold_up_the_others(tmp_path: Path
         assert await strata.projector.run_once()
         assert await found_by_words(strata, "two") == {"two"}
         await strata.projector.run_once()
-        assert await strata.projector.behind() == 1
+        assert await strata.projector.pending() == 1
 
 
 # --- an embedding model that comes late, changes, or is away -----------------------------------
@@ -360,7 +361,7 @@ async def test_words_find_until_the_model_is_loaded_and_dense_vectors_follow(
     model = LateModel()
     async with assembled(tmp_path, model=model) as strata:
         await tell(strata, "My dog is called Bruno.", "We live in Zürich.")
-        await strata.projector.settled()
+        await strata.projector.caught_up()
         context = await preview(strata)
         assert "Bruno" in context.recall_block
         assert context.receipt.degraded == ("embedding",)
@@ -500,7 +501,7 @@ async def loaded(embeddings: LetterEmbeddings) -> LateModel:
 async def fail(strata: Strata, times: int, key: str = KEY) -> None:
     """Let this session's projection be tried so often."""
     for _ in range(times):
-        strata.projector.wake(key)
+        strata.projector.changes.note(key)
         await strata.projector.run_once()
 
 
@@ -605,6 +606,8 @@ async def test_an_index_that_comes_and_goes_poisons_nothing(
 
 async def test_a_message_that_the_index_refuses_is_set_aside(tmp_path: Path) -> None:
     class Refusing(IndexAround):
+        keeps_text = True
+
         async def upsert(self, points: Sequence[Point]) -> None:
             if any(p.document and MARKER in p.document["page_content"] for p in points):
                 raise IndexUnavailable("400")
@@ -624,6 +627,8 @@ async def test_what_crashes_on_one_text_holds_up_neither_other_sessions_nor_its_
     tmp_path: Path,
 ) -> None:
     class Crashing(IndexAround):
+        keeps_text = True
+
         async def upsert(self, points: Sequence[Point]) -> None:
             if any(p.document and MARKER in p.document["page_content"] for p in points):
                 raise ZeroDivisionError
@@ -666,11 +671,11 @@ async def test_retries_come_later_and_later_and_not_all_at_once(tmp_path: Path) 
             await tell(strata, "hello", session=name)
         for times, delay in enumerate(BACKOFF_SECONDS, start=1):
             for name in names:
-                strata.projector.wake(session_key(USER.key, name))
+                strata.projector.changes.note(session_key(USER.key, name))
             began = time.monotonic()
             await strata.projector.run_once()
-            waits = [f.not_before - began for f in strata.projector._failures.values()]
-            assert {f.times for f in strata.projector._failures.values()} == {times}
+            waits = [f.not_before - began for f in strata.projector.backoff.failures.values()]
+            assert {f.times for f in strata.projector.backoff.failures.values()} == {times}
             assert len(set(waits)) == len(names)
             for wait in waits:
                 assert (1 - JITTER) * delay <= wait <= (1 + JITTER) * delay + 5.0
@@ -695,7 +700,7 @@ async def run_again(strata: Strata, was: Turn, answer: str) -> Turn:
     assert await strata.store.turns.rerun(begun, was=was)
     ended = answered(begun, answer, status="done", message_status="done", counter=strata.counter)
     assert await strata.store.turns.save(ended)
-    strata.projector.wake(was.session_key)
+    strata.projector.changes.note(was.session_key)
     return ended
 
 

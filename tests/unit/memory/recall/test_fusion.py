@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.config import RecallConfig
-from memory.indexes.base import Features, Hit, Hits
+from memory.indexes.base import Hit, Hits
+from memory.indexes.features import Features
 from memory.recall.fusion import fuse
 from memory.recall.query import Mention, Query
 

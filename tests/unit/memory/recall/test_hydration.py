@@ -9,7 +9,7 @@ import pytest
 from memory import Strata, User
 from memory.config import TtlConfig
 from memory.errors import StoreUnavailable
-from memory.indexes.base import Features
+from memory.indexes.features import Features
 from memory.models import Recalled, now, session_key
 from memory.recall.fusion import Candidate
 from memory.recall.search import Ranked, hydrate

@@ -5,7 +5,8 @@ from datetime import date
 import pytest
 from hypothesis import given
 
-from memory.recall.query import Mention, Query, date_match, name_hash, name_hashes, read
+from memory.indexes.features import name_hash, name_hashes
+from memory.recall.query import Mention, Query, date_match, read
 from unit.texts import any_text
 
 ANNA, MARIA = "Anna Berg", "Maria"

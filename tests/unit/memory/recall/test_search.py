@@ -15,9 +15,9 @@ from memory.config import ConfigSource, MemoryConfig
 from memory.embeddings.dense import DenseModel
 from memory.embeddings.sparse import embed_document
 from memory.errors import IndexUnavailable
-from memory.indexes.base import Hits, Payload, Point, VectorIndex
+from memory.indexes.base import Hits, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
-from memory.recall.query import name_hashes
+from memory.indexes.features import Payload, name_hashes
 from memory.recall.search import BREAK_AFTER, Ranked, Recall
 from memory.text.passages import point_id
 from unit.builders import NOON, IndexAround, LateModel, LetterEmbeddings

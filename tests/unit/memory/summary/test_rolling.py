@@ -13,7 +13,6 @@ from waiting import PATIENCE_SECONDS, eventually
 
 from memory import Strata, TurnRequest
 from memory.breaker import Breaker
-from memory.config import ConfigSource
 from memory.locks import SessionLocks
 from memory.models import NEVER, Segment, Session, Summary, Turn, new_session, now, session_key
 from memory.stores.base import PAGE, Store
@@ -89,7 +88,7 @@ def another_worker(
     strata: Strata, model: Model | None = None, *, store: Store | None = None
 ) -> RollingSummary:
     return RollingSummary(
-        store=store or strata.store, counter=strata.counter, config=ConfigSource(strata.config),
+        store=store or strata.store, counter=strata.counter, config=strata.config,
         locks=SessionLocks(), summarizer=model,
     )  # fmt: skip
 
@@ -187,7 +186,7 @@ async def test_a_running_turn_is_not_compacted(tmp_path: Path) -> None:
             TurnRequest(user=USER, session_id=SESSION, question=question)
         )
         await strata.summaries.compact(KEY)
-        await strata.settled()
+        await strata.caught_up()
         assert (await summary_of(strata)).covers_through < 5
         await running.finish("ok", status="done")
         await strata.caught_up()
@@ -201,7 +200,7 @@ async def test_much_history_is_compacted_in_several_passes_with_no_message_skipp
     model = Model("They met.")
     async with opened(tmp_path, budget=SMALL, summarizer=model) as strata:
         await fill(strata, 20)
-        await strata.settled()
+        await strata.caught_up()
         news = "".join(call["new_text"] for call in model.calls)
         covered = (await summary_of(strata)).covers_through
         for n in range(covered // 2):

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from memory.projections.projector import State
+from memory.projections.projector import ProjectionState
 from service.observability.metrics import Metrics
 
 
-def samples(metrics: Metrics, projection: State | None = None) -> dict[str, float]:
+def samples(metrics: Metrics, projection: ProjectionState | None = None) -> dict[str, float]:
     return {
         sample.name + "".join(f",{k}={v}" for k, v in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(metrics.text(projection).decode())
@@ -36,7 +36,7 @@ def test_what_is_told_is_counted() -> None:
 
 def test_without_the_store_nothing_is_said_of_the_projection() -> None:
     assert not any("projection" in name for name in samples(Metrics()))
-    found = samples(Metrics(), State(behind=2, lag_seconds=1.5, poisoned=3))
+    found = samples(Metrics(), ProjectionState(pending=2, lag_seconds=1.5, poisoned=3))
     assert found["strata_projection_behind_sessions"] == 2
     assert found["strata_projection_lag_seconds"] == 1.5
     assert found["strata_projection_poisoned_messages"] == 3
