@@ -172,29 +172,13 @@ class TurnLog:
         try:
             inserted = await self.store.turns.append(turns)
             if inserted and not self.store.embedded:
-                opened = await self._with_last_turn_ended(opened)
+                opened = await _with_last_turn_ended(self.store, opened)
         except BaseException:
             for turn in turns:
                 if turn.status == "running":
                     self._tails.abandon(turn)  # a server may have stored it all the same
             raise
         return inserted, opened
-
-    async def _with_last_turn_ended(self, opened: OpenedSession) -> OpenedSession:
-        """Symmetric check: this re-reads the last turn after inserting, a retry re-reads the newest
-        after it has set the last one running. One of the two always sees the other."""
-        session, turns = opened.loaded
-        if not turns or turns[0].status not in RERUNNABLE:
-            return opened
-        while True:
-            last = await self.store.turns.get(turns[0].id, now=now())
-            if last is None or last.fencing_token == turns[0].fencing_token:
-                return opened
-            if last.status == "running":
-                last = interrupted(last)
-                if not await self.store.turns.save(last):
-                    continue  # it has ended just now
-            return opened._replace(loaded=LoadedSession(session, [last, *turns[1:]]))
 
     async def _append_ahead(self, user: User, turn: Turn, reader: Reader) -> OpenedSession | None:
         """Insert a turn behind the tail that this process left, and read the session meanwhile:
@@ -274,3 +258,20 @@ def _is_followed_by(loaded: LoadedSession, turn: Turn) -> bool:
         return False
     runs = any(before.status == "running" for before in turns)
     return not runs and (session is None or session.last_seq <= turn.last_seq)
+
+
+async def _with_last_turn_ended(store: Store, opened: OpenedSession) -> OpenedSession:
+    """Symmetric check: this re-reads the last turn after inserting, a retry re-reads the newest
+    after it has set the last one running. One of the two always sees the other."""
+    session, turns = opened.loaded
+    if not turns or turns[0].status not in RERUNNABLE:
+        return opened
+    while True:
+        last = await store.turns.get(turns[0].id, now=now())
+        if last is None or last.fencing_token == turns[0].fencing_token:
+            return opened
+        if last.status == "running":
+            last = interrupted(last)
+            if not await store.turns.save(last):
+                continue  # it has ended just now
+        return opened._replace(loaded=LoadedSession(session, [last, *turns[1:]]))
