@@ -201,20 +201,26 @@ def test_the_pages_script_streams_a_turn(page: str) -> None:
 
 
 def _chat(browser: Browser, page: str) -> None:
-    browser.open(f"{page}/")
-    for number, message in enumerate(("My dog is called Biscuit.", "What is my dog called?"), 1):
-        browser.evaluate(
-            f"document.querySelector('input').value = {json.dumps(message)};"
-            "document.querySelector('button').click()"
-        )
-        wait_for(
-            lambda n=number: (
-                browser.evaluate("document.querySelectorAll('[data-ended]').length") == n
-            ),
-            what="answer in the page",
-        )
-    shown = browser.evaluate("document.querySelector('main').innerText")
-    assert "My dog is called Biscuit." in shown
-    assert re.search(r"\d+ tokens sent, \d+ messages recalled", shown)
-    assert shown.count("(offline model)") == 2
-    assert browser.evaluate("document.querySelectorAll('main script').length") == 0
+    """Two sessions: the second recalls what was said in the first."""
+    with httpx.Client(base_url=page, trust_env=False) as client:
+
+        def caught_up() -> bool:
+            ready = client.get("/health/ready").json()
+            return ready["embedding"]["status"] == "ok" and ready["projection"]["behind"] == 0
+
+        for message in ("My dog is called Biscuit.", "What is my dog called?"):
+            wait_for(caught_up, what="projections caught up")
+            browser.open(f"{page}/")
+            browser.evaluate(
+                f"document.querySelector('input').value = {json.dumps(message)};"
+                "document.querySelector('button').click()"
+            )
+            wait_for(
+                lambda: browser.evaluate("document.querySelectorAll('[data-ended]').length") == 1,
+                what="answer in the page",
+            )
+            shown = browser.evaluate("document.querySelector('main').innerText")
+            assert message in shown
+            assert re.search(r"\d+ tokens sent, \d+ messages recalled", shown)
+            browser.evaluate("sessionStorage.clear()")
+    assert re.search(r"\(offline model\) .*Biscuit", shown)
