@@ -1,8 +1,8 @@
 """The library's configuration: budgets, window, recall, expiry, stores and models.
 
 Durations are written `150ms 2s 5m 12h 30d never` and are seconds here. The service adds its own
-groups (service/config/settings.py); both refuse unknown keys. A field's description stands here
-only: `strata config` and docs/configuration.md show it from here.
+groups (service/config/settings.py); both refuse unknown keys. The text below a field is its
+description: `strata config`, the schema and docs/configuration.md show it from here.
 """
 
 from __future__ import annotations
@@ -21,31 +21,25 @@ Tokens = Annotated[int, Field(ge=0)]
 class Group(BaseModel):
     """A table of the configuration. Its values never change; unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class BudgetConfig(Group):
     """Tokens of a prompt, in all and for each layer. What one layer leaves unused another does
     not get. window + summary + recall + facts must fit context_tokens."""
 
-    context_tokens: int = Field(
-        default=8000, ge=1, description="Most tokens of everything that is sent to the model."
-    )
-    answer_tokens: Tokens = Field(
-        default=0, description="Most tokens of an answer, asked of the model. 0: no limit is sent."
-    )
-    window_tokens: Tokens = Field(
-        default=4000, description="Most tokens of the newest messages, which are sent verbatim."
-    )
-    summary_tokens: Tokens = Field(
-        default=800, description="Most tokens of the summary of what is older than the window."
-    )
-    recall_tokens: Tokens = Field(
-        default=1200, description="Most tokens of older messages that recall finds for a question."
-    )
-    facts_tokens: Tokens = Field(
-        default=400, description="Most tokens of facts about the user, a layer not built yet."
-    )
+    context_tokens: Annotated[int, Field(ge=1)] = 8000
+    """Most tokens of everything that is sent to the model."""
+    answer_tokens: Tokens = 0
+    """Most tokens of an answer, asked of the model. 0: no limit is sent."""
+    window_tokens: Tokens = 4000
+    """Most tokens of the newest messages, which are sent verbatim."""
+    summary_tokens: Tokens = 800
+    """Most tokens of the summary of what is older than the window."""
+    recall_tokens: Tokens = 1200
+    """Most tokens of older messages that recall finds for a question."""
+    facts_tokens: Tokens = 400
+    """Most tokens of facts about the user, a layer not built yet."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> BudgetConfig:
@@ -61,97 +55,61 @@ class BudgetConfig(Group):
 class WindowConfig(Group):
     """How the window gives its oldest messages to the summary."""
 
-    compact_to: float = Field(
-        default=0.4,
-        gt=0,
-        le=0.85,
-        description="Share of budget.window_tokens that a compaction leaves in the window. A low "
-        "share compacts seldom, so that the start of the prompt stays the same for many turns.",
-    )
+    compact_to: Annotated[float, Field(gt=0, le=0.85)] = 0.4
+    """Share of budget.window_tokens that a compaction leaves in the window. A low share
+    compacts seldom, so that the start of the prompt stays the same for many turns."""
 
 
 class RecallConfig(Group):
     """How older messages are searched and ranked. A candidate's score is a sum in z-score units:
     1 is one standard deviation of a ranking's scores among the candidates of the question."""
 
-    deadline: Duration = Field(
-        default=0.15,
-        description="Longest time a turn waits for recall; then it goes on without.",
-    )
-    candidates: int = Field(
-        default=150,
-        ge=1,
-        le=1000,
-        description="Hits taken from each of the two rankings, by words and by meaning.",
-    )
-    floor: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="Least cosine similarity of a candidate that shares no word with the "
-        "question. 0: off.",
-    )
-    sparse_weight: float = Field(
-        default=1.5, description="Weight of the ranking by words (BM25), per unit of z."
-    )
-    dense_weight: float = Field(
-        default=2.2, description="Weight of the ranking by meaning (embeddings), per unit of z."
-    )
-    speaker_weight: float = Field(
-        default=3.0, description="Added to what a person said whom the question names."
-    )
-    role_weight: float = Field(
-        default=3.0,
-        description="Added to the user's own messages, unless the question is about what the "
-        "assistant said.",
-    )
-    length_weight: float = Field(
-        default=0.25,
-        description="Taken off per natural logarithm of a passage's tokens over 30, to 80 tokens.",
-    )
-    date_weight: float = Field(
-        default=2.0, description="Added to what was said on a day that the question names."
-    )
-    repeat_weight: float = Field(
-        default=2.0, description="Taken off for each better passage of the same message."
-    )
-    session_weight: float = Field(
-        default=0.3,
-        description="Times the mean of the three best scores of a candidate's session, added.",
-    )
+    deadline: Duration = 0.15
+    """Longest time a turn waits for recall; then it goes on without."""
+    candidates: Annotated[int, Field(ge=1, le=1000)] = 150
+    """Hits taken from each of the two rankings, by words and by meaning."""
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Least cosine similarity of a candidate that shares no word with the question. 0: off."""
+    sparse_weight: float = 1.5
+    """Weight of the ranking by words (BM25), per unit of z."""
+    dense_weight: float = 2.2
+    """Weight of the ranking by meaning (embeddings), per unit of z."""
+    speaker_weight: float = 3.0
+    """Added to what a person said whom the question names."""
+    role_weight: float = 3.0
+    """Added to the user's own messages, unless the question is about what the assistant
+    said."""
+    length_weight: float = 0.25
+    """Taken off per natural logarithm of a passage's tokens over 30, to 80 tokens."""
+    date_weight: float = 2.0
+    """Added to what was said on a day that the question names."""
+    repeat_weight: float = 2.0
+    """Taken off for each better passage of the same message."""
+    session_weight: float = 0.3
+    """Times the mean of the three best scores of a candidate's session, added."""
 
 
 class TtlConfig(Group):
     """How long what was said is kept."""
 
-    memory: Ttl = Field(
-        default=365 * 86400.0,
-        description="How long a message lives from its recording on. `session`: as long as its "
-        "session. `never`: until it is deleted.",
-    )
-    session: Duration = Field(
-        default=math.inf,
-        description="How long a session lives after its last activity. `never`: while one of its "
-        "messages does.",
-    )
-    purge_grace: Duration = Field(
-        default=86400.0,
-        description="How long MongoDB keeps what has expired if no sweep removes it before.",
-    )
+    memory: Ttl = 365 * 86400.0
+    """How long a message lives from its recording on. `session`: as long as its session.
+    `never`: until it is deleted."""
+    session: Duration = math.inf
+    """How long a session lives after its last activity. `never`: while one of its messages
+    does."""
+    purge_grace: Duration = 86400.0
+    """How long MongoDB keeps what has expired if no sweep removes it before."""
 
 
 class StoreConfig(Group):
     """The store of turns, sessions and summaries: the truth that all else is derived from."""
 
-    url: str = Field(
-        default="sqlite:///.strata/strata.db",
-        description="`sqlite:///` and a file (one process), or "
-        "mongodb://user:password@host/database. Three slashes: relative to the working "
-        "directory; four: absolute.",
-    )
-    timeout: Duration = Field(
-        default=2.0, description="Longest time of one exchange with the store."
-    )
+    url: str = "sqlite:///.strata/strata.db"
+    """`sqlite:///` and a file (one process), or mongodb://user:password@host/database. Three
+    slashes: relative to the working directory; four: absolute."""
+    timeout: Duration = 2.0
+    """Longest time of one exchange with the store."""
 
     @property
     def embedded(self) -> bool:
@@ -162,25 +120,18 @@ class StoreConfig(Group):
 class IndexConfig(Group):
     """The vector index of recall, derived from the store and rebuilt from it when lost."""
 
-    url: str = Field(
-        default="edge:///.strata/index",
-        description="`edge:///` and a folder (one process), http(s)://host:6333 (a Qdrant "
-        "server), or `none` (no recall).",
-    )
-    api_key: SecretStr | None = Field(default=None, description="Key of the Qdrant server.")
-    collection: str = Field(
-        default="strata",
-        pattern=r"\A[A-Za-z0-9_-]{1,100}\z",
-        description="Name of the collection on the Qdrant server.",
-    )
-    payload_text: bool = Field(
-        default=False,
-        description="Whether the Qdrant server also gets each passage's text, for LangChain "
-        "applications that search there.",
-    )
-    timeout: Duration = Field(
-        default=2.0, description="Longest time of one exchange with the Qdrant server."
-    )
+    url: str = "edge:///.strata/index"
+    """`edge:///` and a folder (one process), http(s)://host:6333 (a Qdrant server), or `none`
+    (no recall)."""
+    api_key: SecretStr | None = None
+    """Key of the Qdrant server."""
+    collection: Annotated[str, Field(pattern=r"\A[A-Za-z0-9_-]{1,100}\z")] = "strata"
+    """Name of the collection on the Qdrant server."""
+    payload_text: bool = False
+    """Whether the Qdrant server also gets each passage's text, for LangChain applications that
+    search there."""
+    timeout: Duration = 2.0
+    """Longest time of one exchange with the Qdrant server."""
 
     @property
     def embedded(self) -> bool:
@@ -199,78 +150,53 @@ class IndexConfig(Group):
 class EmbeddingConfig(Group):
     """The embedding model, for recall by meaning."""
 
-    provider: Literal["fastembed", "openai", "none"] = Field(
-        default="fastembed",
-        description="`fastembed` runs the model here, `openai` asks an OpenAI-compatible server, "
-        "`none` leaves recall to words.",
-    )
-    name: str = Field(
-        default=DEFAULT_EMBEDDING,
-        description="Name of the model. The default comes with Strata; FastEmbed downloads others.",
-    )
-    path: str | None = Field(
-        default=None, description="Folder with the model's files, for `fastembed`."
-    )
-    dimensions: int | None = Field(
-        default=None,
-        ge=1,
-        description="Length of the vectors asked of an `openai` server. Unset: the model's own.",
-    )
-    base_url: str | None = Field(
-        default=None, description="URL of the `openai` server, with its /v1. Unset: OpenAI's."
-    )
-    api_key: SecretStr | None = Field(
-        default=None, description="Key of the `openai` server. Unset: OPENAI_API_KEY."
-    )
-    load_timeout: Duration = Field(
-        default=60.0,
-        description="Longest time to load the model, beside the first turns; until then, and "
-        "if it fails, recall is by words. 0: no limit.",
-    )
+    provider: Literal["fastembed", "openai", "none"] = "fastembed"
+    """`fastembed` runs the model here, `openai` asks an OpenAI-compatible server, `none` leaves
+    recall to words."""
+    name: str = DEFAULT_EMBEDDING
+    """Name of the model. The default comes with Strata; FastEmbed downloads others."""
+    path: str | None = None
+    """Folder with the model's files, for `fastembed`."""
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Length of the vectors asked of an `openai` server. Unset: the model's own."""
+    base_url: str | None = None
+    """URL of the `openai` server, with its /v1. Unset: OpenAI's."""
+    api_key: SecretStr | None = None
+    """Key of the `openai` server. Unset: OPENAI_API_KEY."""
+    load_timeout: Duration = 60.0
+    """Longest time to load the model, beside the first turns; until then, and if it fails,
+    recall is by words. 0: no limit."""
 
 
 class ProjectorConfig(Group):
     """The work in the background that makes turns searchable and summaries current."""
 
-    concurrency: int | None = Field(
-        default=None,
-        ge=1,
-        description="Sessions worked on at once. Unset: 1 on SQLite, 4 on MongoDB.",
-    )
-    interval: Duration = Field(
-        default=1.0, description="Longest time between two looks for turns that were not seen yet."
-    )
-    sweep_interval: Duration = Field(
-        default=60.0, description="Time between two sweeps for what has expired."
-    )
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Sessions worked on at once. Unset: 1 on SQLite, 4 on MongoDB."""
+    interval: Duration = 1.0
+    """Longest time between two looks for turns that were not seen yet."""
+    sweep_interval: Duration = 60.0
+    """Time between two sweeps for what has expired."""
 
 
 class SessionConfig(Group):
     """How turns of one session follow each other."""
 
-    wait: Duration = Field(
-        default=30.0,
-        description="Longest time a turn waits for another one of its session to end.",
-    )
-    lease: Duration = Field(
-        default=10.0,
-        description="How long a process that died keeps a session busy. A living one renews it.",
-    )
-    detach: Duration = Field(
-        default=30.0,
-        description="How long an answer goes on after its last reader has left. 0: it stops.",
-    )
-    partial_flush: Duration = Field(
-        default=0.5, description="Time between two saves of an unfinished answer. 0: none is saved."
-    )
+    wait: Duration = 30.0
+    """Longest time a turn waits for another one of its session to end."""
+    lease: Duration = 10.0
+    """How long a process that died keeps a session busy. A living one renews it."""
+    detach: Duration = 30.0
+    """How long an answer goes on after its last reader has left. 0: it stops."""
+    partial_flush: Duration = 0.5
+    """Time between two saves of an unfinished answer. 0: none is saved."""
 
 
 class LimitsConfig(Group):
     """Bounds against overload."""
 
-    waiting_per_session: int = Field(
-        default=64, ge=0, description="Most turns that wait for one session; more are refused."
-    )
+    waiting_per_session: Annotated[int, Field(ge=0)] = 64
+    """Most turns that wait for one session; more are refused."""
 
 
 class MemoryConfig(Group):

@@ -64,27 +64,20 @@ def _with_zone(value: datetime | None) -> datetime | None:
 class AuthKey(Group):
     """One key: the user it belongs to, what it may do, and when it ends. Logs show its `id`."""
 
-    id: Annotated[str, AfterValidator(_key_id)] = Field(
-        description="The key's name in logs, unique: 1 to 64 of A-Z a-z 0-9 . _ -"
-    )
-    sha256: SecretStr = Field(
-        description="The key's SHA-256 digest, 64 hexadecimal digits, as `strata token` prints it."
-    )
-    tenant: Annotated[str, AfterValidator(_name)] = Field(
-        description="The user's tenant: 1 to 256 visible ASCII characters."
-    )
-    user: Annotated[str, AfterValidator(_name)] = Field(
-        description="The user whose memory the key opens: 1 to 256 visible ASCII characters."
-    )
-    scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)] = Field(
-        default=("chat",), description="What the key may do. Every route of a user needs `chat`."
-    )
+    id: Annotated[str, AfterValidator(_key_id)]
+    """The key's name in logs, unique: 1 to 64 of A-Z a-z 0-9 . _ -"""
+    sha256: SecretStr
+    """The key's SHA-256 digest, 64 hexadecimal digits, as `strata token` prints it."""
+    tenant: Annotated[str, AfterValidator(_name)]
+    """The user's tenant: 1 to 256 visible ASCII characters."""
+    user: Annotated[str, AfterValidator(_name)]
+    """The user whose memory the key opens: 1 to 256 visible ASCII characters."""
+    scopes: Annotated[tuple[KeyScope, ...], Field(min_length=1)] = ("chat",)
+    """What the key may do. Every route of a user needs `chat`."""
     expires: Annotated[
         datetime | None, BeforeValidator(_text_or_time), AfterValidator(_with_zone)
-    ] = Field(
-        default=None,
-        description="When the key ends, with a time zone: 2030-01-31T00:00:00Z. Unset: never.",
-    )
+    ] = None
+    """When the key ends, with a time zone: 2030-01-31T00:00:00Z. Unset: never."""
 
     @field_validator("sha256")
     @classmethod
@@ -101,14 +94,11 @@ class AuthKey(Group):
 class AuthConfig(Group):
     """How a request shows whose memory it is about."""
 
-    mode: Literal["local", "keys"] = Field(
-        default="local",
-        description="`local`: loopback only, the user is the header X-User-Id or `local`. "
-        "`keys`: any address, and the key of each request decides the user.",
-    )
-    keys: tuple[AuthKey, ...] = Field(
-        default=(), description="The keys of mode `keys`; `strata token --key` makes one."
-    )
+    mode: Literal["local", "keys"] = "local"
+    """`local`: loopback only, the user is the header X-User-Id or `local`. `keys`: any address,
+    and the key of each request decides the user."""
+    keys: tuple[AuthKey, ...] = ()
+    """The keys of mode `keys`; `strata token --key` makes one."""
 
     @field_validator("mode", mode="before")
     @classmethod

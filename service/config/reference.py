@@ -51,7 +51,8 @@ def _section(title: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else _default(types[name], field.default)
         kind = _kind(types[name]) + _bounds(field.metadata)
-        yield f"| `{name}` | {kind} | {default} | {field.description} |"
+        what = " ".join((field.description or "").split())
+        yield f"| `{name}` | {kind} | {default} | {what} |"
     yield ""
 
 

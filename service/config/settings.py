@@ -55,30 +55,24 @@ class ModelConfig(Group):
     """The chat model, behind an OpenAI-compatible API. Without a key and a base_url an offline
     model answers."""
 
-    name: str = Field(default="gpt-4.1-mini", description="Name of the model.")
-    base_url: str | None = Field(
-        default=None, description="URL of the server, with its /v1. Unset: OpenAI's."
-    )
-    api_key: SecretStr | None = Field(
-        default=None, description="Key of the server. Unset: OPENAI_API_KEY."
-    )
-    summary_name: str | None = Field(
-        default=None, description="Name of the model that writes summaries. Unset: model.name."
-    )
-    system: str = Field(default="", description="System text of every turn.")
-    first_token_timeout: Duration = Field(
-        default=30.0, description="Longest time from the call to the first token."
-    )
-    gap_timeout: Duration = Field(
-        default=30.0, description="Longest time between two tokens of an answer."
-    )
-    turn_timeout: Duration = Field(default=300.0, description="Longest time of a whole answer.")
-    max_retries: int = Field(
-        default=1,
-        ge=0,
-        le=10,
-        description="How often a call that failed before its first token is made again.",
-    )
+    name: str = "gpt-4.1-mini"
+    """Name of the model."""
+    base_url: str | None = None
+    """URL of the server, with its /v1. Unset: OpenAI's."""
+    api_key: SecretStr | None = None
+    """Key of the server. Unset: OPENAI_API_KEY."""
+    summary_name: str | None = None
+    """Name of the model that writes summaries. Unset: model.name."""
+    system: str = ""
+    """System text of every turn."""
+    first_token_timeout: Duration = 30.0
+    """Longest time from the call to the first token."""
+    gap_timeout: Duration = 30.0
+    """Longest time between two tokens of an answer."""
+    turn_timeout: Duration = 300.0
+    """Longest time of a whole answer."""
+    max_retries: Annotated[int, Field(ge=0, le=10)] = 1
+    """How often a call that failed before its first token is made again."""
 
     @field_validator("base_url")
     @classmethod
@@ -103,43 +97,33 @@ class ModelConfig(Group):
 class LimitsConfig(MemoryLimits):
     """Bounds against overload."""
 
-    body: Size = Field(default=ByteSize(256_000), description="Largest body of a request.")
-    message: Size = Field(default=ByteSize(64_000), description="Largest text of a message.")
-    streams_per_user: int = Field(
-        default=64, ge=1, description="Most answers streamed to one user at once."
-    )
-    streams: int = Field(
-        default=1000, ge=1, description="Most answers streamed by one process at once."
-    )
+    body: Size = ByteSize(256_000)
+    """Largest body of a request."""
+    message: Size = ByteSize(64_000)
+    """Largest text of a message."""
+    streams_per_user: Annotated[int, Field(ge=1)] = 64
+    """Most answers streamed to one user at once."""
+    streams: Annotated[int, Field(ge=1)] = 1000
+    """Most answers streamed by one process at once."""
 
 
 class ServerConfig(Group):
     """The address, the processes behind it, and how they stop."""
 
-    host: str = Field(
-        default="127.0.0.1",
-        description="Address to listen on. One that is not loopback needs auth.mode = keys.",
-    )
-    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on. 0: a free one.")
-    workers: int = Field(
-        default=1,
-        ge=1,
-        description="Processes behind the address. More than one need MongoDB, and a Qdrant "
-        "server or no index.",
-    )
-    grace: Duration = Field(
-        default=20.0,
-        description="How long running answers may go on when the service stops; then they are "
-        "kept as partial.",
-    )
-    allowed_hosts: tuple[str, ...] = Field(
-        default=(),
-        description="Names of hosts that requests may be sent to, with auth.mode = keys. "
-        "Empty: any.",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severity of what is logged."
-    )
+    host: str = "127.0.0.1"
+    """Address to listen on. One that is not loopback needs auth.mode = keys."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on. 0: a free one."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Processes behind the address. More than one need MongoDB, and a Qdrant server or no
+    index."""
+    grace: Duration = 20.0
+    """How long running answers may go on when the service stops; then they are kept as
+    partial."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names of hosts that requests may be sent to, with auth.mode = keys. Empty: any."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity of what is logged."""
 
     @field_validator("allowed_hosts")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ BUDGETS = (256, 512)
 # Where tiktoken looks for o200k_base: the sha1 of the URL that it knows it by.
 CACHE_NAME = "fb374d419588a4632f3f557e76b4b70aebbca790"
 DEADLINE_SECONDS = 300.0
+MOST_FILES = 36  # that one streamed turn touches in memory/ and service/
 
 
 def run(
@@ -145,6 +147,26 @@ def test_cost_is_replayed_turn_by_turn(tmp_path: Path) -> None:
         assert set(found["against"]) == {"all_history", "session_history", "last_20"}
         assert 0 < found["stable_prefix"]["share_within_session"] < 100
         assert found["degraded"] == {}
+
+
+def test_one_turn_is_followed_through_the_code(tmp_path: Path) -> None:
+    """From route to store and back; and it touches no more files than it has to."""
+    ended = run("-m", "evals", "trace", "--files", folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    files = re.findall(r"^- (\S+)$", ended.stdout, re.MULTILINE)
+    for file in ("service/routes/turns.py", "memory/orchestrator.py", "memory/recall/search.py",
+                 "memory/window.py", "memory/stores/sqlite/turns.py"):  # fmt: skip
+        assert file in files
+    assert f"touches {len(files)} files" in ended.stdout
+    assert len(files) <= MOST_FILES, files
+
+
+def test_the_cpu_of_a_turn_is_measured(tmp_path: Path) -> None:
+    ended = run("-m", "evals", "cpu", "--turns", "5", "--rounds", "1", "--offline", folder=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads((tmp_path / "out" / "cpu" / "cpu.jsonl").read_text())
+    assert (figures["turns"], figures["rounds"], figures["ratio"]) == (5, 1, None)
+    assert 0 < figures["ms"] < 1000
 
 
 @pytest.mark.parametrize(
