@@ -35,9 +35,9 @@ from memory.stores.mongo.store import MongoStore
 from memory.strata import put_together
 
 KEY = session_key(USER.key, SESSION)
-DEADLINE_SECONDS = 0.5
-# Beyond its own deadline: the store's slack, and a busy machine.
-LATE_SECONDS = DEADLINE_SECONDS + 0.25 + 0.5
+DEADLINE_SECONDS = 1.0
+LATE_SECONDS = 2 * DEADLINE_SECONDS + 0.25  # the store's own slack; two deadlines would be later
+TICK_SECONDS = 0.01
 NOT_OURS = {"hello", "ismaster", "saslStart", "saslContinue", "endSessions"}
 
 
@@ -81,6 +81,27 @@ async def opened(url: str, **options: object) -> AsyncIterator[MongoStore]:
         yield store
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def in_time() -> AsyncIterator[None]:
+    """The block ends within LATE_SECONDS, not counting what a busy machine took from this process:
+    that is how late the timers of its own loop were."""
+    began, stalled = time.monotonic(), 0.0
+
+    async def tick() -> None:
+        nonlocal stalled
+        while True:
+            asked = time.monotonic()
+            await asyncio.sleep(TICK_SECONDS)
+            stalled += max(0.0, time.monotonic() - asked - 2 * TICK_SECONDS)
+
+    ticking = asyncio.create_task(tick())
+    try:
+        yield
+    finally:
+        ticking.cancel()
+    assert time.monotonic() - began - stalled < LATE_SECONDS
 
 
 def bare(store: MongoStore) -> Strata:
@@ -276,16 +297,16 @@ async def test_a_store_that_is_away_is_told_in_time_and_comes_back(
 ) -> None:
     with Proxy(*mongo.address) as proxy:
         url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
-        async with opened(url, timeout_seconds=DEADLINE_SECONDS) as store:
+        async with opened(mongo_url, timeout_seconds=30.0) as store:
             await store.turns.append([started(1)])
             await store.sessions.put(new_session(USER.key, SESSION, NOON))
+        async with opened(url, timeout_seconds=DEADLINE_SECONDS) as store:
             proxy.mode(mode, **FAULTS[mode])  # type: ignore[arg-type]
 
             async def is_told(call: Coroutine[Any, Any, Any]) -> None:
-                began = time.monotonic()
-                with pytest.raises(StoreUnavailable) as told:
-                    await call
-                assert time.monotonic() - began < LATE_SECONDS
+                async with in_time():
+                    with pytest.raises(StoreUnavailable) as told:
+                        await call
                 assert "lost" not in str(told.value)
 
             await is_told(store.ping())
@@ -299,7 +320,7 @@ async def test_a_store_that_is_away_is_told_in_time_and_comes_back(
                 is_told(MongoStore(url, timeout_seconds=DEADLINE_SECONDS).open()),
             )
             proxy.mode("pass")
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 60
             while True:
                 with suppress(StoreUnavailable):
                     await store.turns.append([turn("back", seq=5, token="back")])
@@ -314,10 +335,9 @@ async def test_many_calls_into_a_black_hole_all_end_in_time(mongo: Mongo, mongo_
         url = mongo.database(urlsplit(mongo_url).path[1:], port=proxy.port)
         async with opened(url, timeout_seconds=DEADLINE_SECONDS) as store:
             proxy.mode("blackhole")
-            began = time.monotonic()
             calls = [store.turns.append([turn("lost", seq=n)]) for n in range(1, 101)]
-            told = await asyncio.gather(*calls, return_exceptions=True)
-            assert time.monotonic() - began < LATE_SECONDS
+            async with in_time():
+                told = await asyncio.gather(*calls, return_exceptions=True)
             assert {type(one) for one in told} == {StoreUnavailable}
             proxy.mode("pass")
 

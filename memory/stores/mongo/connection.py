@@ -39,7 +39,7 @@ Order = Sequence[tuple[str, int]]
 
 
 class Conflict(Exception):
-    """A unique index refused the document at this place of an insert."""
+    """A unique index refused the document at `place` of an insert (or the only one)."""
 
     def __init__(self, place: int = 0) -> None:
         self.place = place
@@ -83,30 +83,23 @@ class Connection:
     def _connect(self, loop: asyncio.AbstractEventLoop) -> Any:
         ms = max(1, round(self._timeout * 1000))
         return AsyncIOMotorClient(
-            self._url,
-            io_loop=loop,
-            appname="strata",
-            w="majority",
-            journal=True,
-            maxPoolSize=POOL,
-            serverSelectionTimeoutMS=ms,
-            connectTimeoutMS=ms,
-            socketTimeoutMS=ms,
-            waitQueueTimeoutMS=ms,
-            event_listeners=self._listeners,
-        )
+            self._url, io_loop=loop, appname="strata", w="majority", journal=True,
+            maxPoolSize=POOL, serverSelectionTimeoutMS=ms, connectTimeoutMS=ms,
+            socketTimeoutMS=ms, waitQueueTimeoutMS=ms, event_listeners=self._listeners,
+        )  # fmt: skip
 
     async def close(self) -> None:
         client, self._client, self._collections = self._client, None, {}
-        if client is not None:  # it says good-bye to the server, which may be away
+        if client is not None:  # closing writes to the server, which may not answer
             await asyncio.to_thread(client.close)
 
     @asynccontextmanager
     async def _do(self, seconds: float | None = None) -> AsyncIterator[dict[str, Any]]:
-        """The collections, for one command in time. Raises Conflict, too.
+        """The collections by name, for one command with a deadline (by default the usual one).
+        Raises Conflict, too.
 
-        The usual deadline is that of the socket: pymongo's own, which another one needs, goes with
-        each command as maxTimeMS, and a server may need statements of its own to heed it.
+        The usual deadline is that of the socket. Only another one is set with pymongo.timeout: it
+        sends maxTimeMS with each command, which can cost a server further statements.
         """
         if self._client is None:
             raise StoreUnavailable("the store is not open")
@@ -162,7 +155,7 @@ class Connection:
         limit: int = 0,
         show: Mapping[str, Any] | None = None,
     ) -> tuple[Document | None, list[Document]]:
-        """Both at the same time. Motor begins them when they are called: no task is needed."""
+        """`one` and `find` at the same time: motor begins each of them when it is called."""
         async with self._do() as collections:
             first = collections[one[0]].find_one(one[1])
             rest = _find(collections[collection], where, sort, limit, show)
@@ -170,7 +163,8 @@ class Connection:
         return found
 
     async def insert(self, collection: str, documents: list[Document]) -> int:
-        """Insert in order up to the first that a unique index refuses; how many there are now."""
+        """Insert in order up to the first one that a unique index refuses; returns how many were
+        inserted."""
         mark, done = uuid4().hex, 0
         marked = [{**document, "write": mark} for document in documents]
         while rest := marked[done : done + BATCH]:
@@ -181,7 +175,7 @@ class Connection:
                     else:
                         await collections[collection].insert_many(rest)
             except Conflict as conflict:
-                # What was refused may be this very insert, repeated by the driver.
+                # What is refused may be this very insert, repeated by the driver.
                 ours = 0
                 while ours < len(rest) and await self._bears(collection, rest[ours]["_id"], mark):
                     ours += 1
@@ -195,13 +189,14 @@ class Connection:
     async def update(
         self, collection: str, where: Document, update: Document, *, upsert: bool = False
     ) -> bool:
-        """Change one document; whether `where` found one. With `upsert` it is made."""
+        """Change one document; False when none matches `where` (with `upsert` it is inserted)."""
         async with self._do() as collections:
             result = await collections[collection].update_one(where, update, upsert=upsert)
         return bool(result.matched_count)
 
     async def update_once(self, collection: str, where: Document, update: Document) -> bool:
-        """An update after which `where` matches no more; whether it was this call's."""
+        """Change one document so that `where` matches it no more; False when another call has, or
+        none matched. An update that the driver repeated counts as done."""
         mark = uuid4().hex
         marked = {**update, "$set": {**update.get("$set", {}), "write": mark}}
         if await self.update(collection, where, marked):
@@ -225,12 +220,12 @@ class Connection:
                 )
 
     async def update_all(self, collection: str, where: Document, update: Document) -> None:
-        """Change, page by page, what matches `where` until it is changed."""
+        """Change all that match `where`, by pages. The update must end that they match."""
         async for page in self._pages(collection, where):
             await self.update_many(collection, page, update)
 
     async def delete(self, collection: str, where: Document) -> int:
-        """Page by page; how many there were."""
+        """Delete all that match `where`, by pages; returns how many."""
         deleted = 0
         async for page in self._pages(collection, where):
             async with self._do() as collections:
@@ -239,7 +234,8 @@ class Connection:
         return deleted
 
     async def _pages(self, collection: str, where: Document) -> AsyncIterator[Document]:
-        """Filters, each for a part of what matches `where` now: so no command takes long."""
+        """Filters for a part each of what matches `where` at that time, so that no command takes
+        long."""
         size = BATCH
         while size == BATCH:
             page = await self.find(collection, where, limit=BATCH, show={"_id": 1})
@@ -251,7 +247,7 @@ class Connection:
 def _find(
     collection: Any, where: Document, sort: Order, limit: int, show: Mapping[str, Any] | None
 ) -> Any:
-    """A future of all that is found, in one answer."""
+    """A future of all documents, read in one batch."""
     cursor = collection.find(where, show, sort=list(sort) or None, limit=limit, batch_size=limit)
     return cursor.to_list(None)
 
@@ -282,13 +278,13 @@ async def _index(collection: Any) -> None:
 
 
 def _is_conflict(details: Mapping[str, Any]) -> bool:
-    """Only a unique index said no, and what was done before is durable."""
+    """Whether nothing but a unique index refused it, and what was done before is durable."""
     codes = {fault["code"] for fault in details.get("writeErrors", ())}
     return codes == {DUPLICATE} and not details.get("writeConcernErrors")
 
 
 def _said(error: PyMongoError) -> str:
-    """Its kind, and where: never what a server quotes of a document."""
+    """The kind of the error, and where: its text may quote a document."""
     if isinstance(error, OperationFailure):
         return f"MongoDB: {type(error).__name__}, code {error.code}"
     return f"MongoDB: {str(error).partition(', Timeout:')[0] or type(error).__name__}"

@@ -1,9 +1,10 @@
 """The store for many workers: MongoDB, through one connection.
 
-An acknowledged write is on the disks of a majority. Every change touches one document or is a page
-of changes that can be begun again, so a standalone server, a replica set and a cluster serve alike.
-A driver repeats a write whose answer was lost, and not every server notices that: so a write that
-may happen only once leaves its own mark, and one that found its place taken looks for it.
+An acknowledged write is on the disks of a majority. Every change touches one document, or is a
+page of changes that can be made again: it needs no transactions, so a standalone server will do as
+well as a replica set or a cluster. The driver repeats a write whose answer was lost, and some
+servers then run it twice: so a write that may happen only once puts a mark into the document, and
+when it is refused, looks whether that mark is there.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from memory.stores.mongo.work import MongoWork
 class MongoStore:
     """A `Store` for any number of processes, in the database that `url` names.
 
-    Documents are deleted by the server itself `purge_grace_seconds` after they expired (never,
-    if that is infinite). `listeners` are pymongo's own event listeners.
+    The server itself deletes documents `purge_grace_seconds` after they expired (never, if that is
+    infinite). `listeners` are event listeners of pymongo.
     """
 
     embedded = False

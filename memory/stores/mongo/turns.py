@@ -1,4 +1,4 @@
-"""The log in MongoDB. A write that may happen only once leaves its own mark (see connection.py)."""
+"""The log in MongoDB. What makes a write happen only once is explained in store.py."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from memory.stores.mongo.connection import Connection, Order
 from memory.stores.mongo.paging import page
 
 NEWEST = (("_id", -1),)
-FIRST_READ = 50  # turns that a load reads beside the session; most windows hold fewer
-BARE = {"receipt": 0}
+FIRST_READ = 50  # turns that `load` reads along with the session: more than most windows hold
+BARE = {"receipt": 0}  # a turn without its receipt
 NOT_POISONED = {"$unset": {"aside_since": "", "aside": ""}}
 
 

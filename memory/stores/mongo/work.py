@@ -1,5 +1,5 @@
-"""What projections still have to do in MongoDB, and what they cannot take: found by sparse
-indexes, changed by pages."""
+"""What projections still have to do in MongoDB, and what they cannot take: found by sparse indexes,
+changed by pages. Stored names call a poisoned message `aside`."""
 
 from __future__ import annotations
 

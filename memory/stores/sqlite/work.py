@@ -1,7 +1,8 @@
 """What projections still have to do in the embedded store, and what they cannot take.
 
-Whatever changes all sessions does so in many short transactions, between which turns are written.
-`resets` says from which session on a reset goes on after a crash.
+What changes all sessions does so in many short transactions, and turns are written between them:
+the table `resets` holds how far it has come, so that it goes on after a crash. The table of
+poisoned messages is called `aside`.
 """
 
 from __future__ import annotations
