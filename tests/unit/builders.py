@@ -17,7 +17,7 @@ from waiting import eventually
 from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
 from memory.config import ConfigSource, EmbeddingConfig
 from memory.context.builder import ContextBuilder
-from memory.embeddings.dense import DenseModel, Loaded
+from memory.embeddings.dense import DenseModel, LoadedEmbeddings
 from memory.embeddings.sparse import SparseVector
 from memory.errors import TurnEnded
 from memory.indexes import make_index
@@ -279,7 +279,7 @@ class LateModel(DenseModel):
     def __init__(self, embeddings: Embeddings | None = None, identity: str = "letters") -> None:
         super().__init__(EmbeddingConfig())
         self.release = asyncio.Event()
-        self._coming = Loaded(embeddings or LetterEmbeddings(), 8, identity)
+        self._coming = LoadedEmbeddings(embeddings or LetterEmbeddings(), 8, identity)
 
     async def load(self) -> None:
         await self.release.wait()
