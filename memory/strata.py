@@ -190,11 +190,11 @@ def put_together(
         sweeper=Sweeper(
             store=store,
             index=index,
-            erasing=erasing,
+            eraser=erasing,
             summaries=summaries,
             projector=projector,
             locks=locks,
-            config=config,
+            config=source,
         ),
         config=source,
         embeddings_loaded=asyncio.Event(),

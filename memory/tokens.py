@@ -11,12 +11,9 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-
-from memory.receipt import ChatMessage
 
 if TYPE_CHECKING:
     import tiktoken
@@ -27,15 +24,15 @@ _FILE = ASSETS / "tiktoken" / "o200k_base.tiktoken"
 _CACHE_NAME = "fb374d419588a4632f3f557e76b4b70aebbca790"  # sha1 of the URL that tiktoken knows
 _SHA256 = "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
 
-# What every chat message costs beside its content, and what opens the answer
+# What every chat message costs besides its content, and what opens the answer
 # (OpenAI cookbook, "How to count tokens with tiktoken").
 MESSAGE_OVERHEAD_TOKENS = 4
 REPLY_OVERHEAD_TOKENS = 3
 
 
 class TokenCounter(Protocol):
-    """`estimated` is True unless the counts are those of the model's own encoding; `name` tells
-    which counts agree with each other."""
+    """Counts the tokens of a text. `estimated` is True unless the counts are those of the model's
+    own encoding; counts of counters with the same `name` are equal."""
 
     @property
     def estimated(self) -> bool: ...
@@ -57,15 +54,15 @@ class EstimatedCounter:
 
 
 class TiktokenCounter:
-    """Exact o200k_base counts; `estimated` says whether the model really reads that encoding."""
+    """Exact o200k_base counts; `estimated` says whether the model reads another encoding."""
 
     name = _ENCODING
 
     def __init__(self, *, estimated: bool) -> None:
         self.estimated = estimated
         self._encode = _load_encoding().encode_ordinary
-        # System texts with their summaries come again turn after turn; small ones are quicker
-        # to count than to look up, and large ones would fill the memory.
+        # System texts with their summaries come again every turn. Small texts are quicker to count
+        # than to look up, and large ones would fill the memory.
         self._remembered = lru_cache(maxsize=64)(self._count)
 
     def count(self, text: str) -> int:
@@ -115,15 +112,9 @@ def _reads_o200k(model: str) -> bool:
         return False
 
 
-def count_messages(counter: TokenCounter, messages: Iterable[ChatMessage]) -> int:
-    """Tokens of a whole request: contents, the overhead of each message, and of the reply."""
-    return REPLY_OVERHEAD_TOKENS + sum(
-        MESSAGE_OVERHEAD_TOKENS + counter.count(message.content) for message in messages
-    )
-
-
 def cut_middle(text: str, max_tokens: int, counter: TokenCounter) -> str:
-    """The start and the end of `text` around ` […] `, at most `max_tokens`; "" if none fits."""
+    """`text` if it has at most `max_tokens`, else its start and its end around ` […] `; "" if not
+    even that mark fits."""
     if counter.count(text) <= max_tokens:
         return text
     mark = " […] "

@@ -1,7 +1,7 @@
 """Dense vectors through LangChain's Embeddings: FastEmbed over the shipped model, OpenAI, none.
 
-`DenseModel` loads in the background: the service starts without waiting for it, recall is by
-words until it is there, and what failed is said. Vectors are never made up.
+`DenseModel` loads in the background: the service starts without waiting for it, recall searches by
+words until it is loaded, and `reason` says why it was not. Vectors are never made up.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ REQUEST_SECONDS = 10.0  # of an endpoint
 TEXT_SECONDS = 1.0  # far more than a core needs for one passage
 SHIPPED = ASSETS / "all-MiniLM-L6-v2"
 T = TypeVar("T")
-State = Literal["off", "loading", "ready", "failed"]
+ModelState = Literal["off", "loading", "ready", "failed"]
 
 
 class FastEmbedEmbeddings(Embeddings):
     """FastEmbed behind LangChain's interface, one text at a time.
 
-    An int8 model's vectors depend a little on what else is in the batch; one text per call
-    makes them repeatable, and costs little on one core.
+    An int8 model's vectors depend a little on the other texts of a batch; one text per call makes
+    them repeatable, and costs little on one core.
     """
 
     def __init__(self, name: str, path: Path | None) -> None:
-        # onnxruntime's wheel would else write a device id under the user's cache folder.
+        # Without this, onnxruntime's wheel writes a device id under the user's cache folder.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         from fastembed import TextEmbedding
 
@@ -55,21 +55,25 @@ class FastEmbedEmbeddings(Embeddings):
         return [self.embed_query(text) for text in texts]
 
 
-class Loaded(NamedTuple):
+class LoadedEmbeddings(NamedTuple):
+    """`identity` names model and weights: vectors of another identity do not compare."""
+
     embeddings: Embeddings
     dimensions: int
     identity: str
 
 
 class DenseModel:
-    """The embedding model and its state: off, loading, ready or failed (`reason` says why)."""
+    """The embedding model and its state: off, loading, ready or failed (`reason` says why).
+
+    One thread embeds questions, another passages: a question must not wait behind a batch.
+    """
 
     def __init__(self, config: EmbeddingConfig) -> None:
         self._config = config
-        self.state: State = "off" if config.provider == "none" else "loading"
+        self.state: ModelState = "off" if config.provider == "none" else "loading"
         self.reason = ""
-        self._loaded: Loaded | None = None
-        # A question must not wait behind a batch that is being indexed.
+        self._loaded: LoadedEmbeddings | None = None
         self._queries = ThreadPoolExecutor(1, thread_name_prefix="embed-query")
         self._documents = ThreadPoolExecutor(1, thread_name_prefix="embed-document")
 
@@ -79,7 +83,8 @@ class DenseModel:
 
     @property
     def english_only(self) -> bool:
-        """Whether its vectors mean little in other languages (known of the shipped model)."""
+        """Whether its vectors mean little in other languages: true of the shipped model, unknown
+        of every other."""
         return self._config.path is None and self._config.name == DEFAULT_EMBEDDING
 
     @property
@@ -87,11 +92,11 @@ class DenseModel:
         return self._loaded.dimensions if self._loaded else 0
 
     async def load(self) -> None:
-        """Load within `load_timeout`; the outcome is in `state`. Never raises for a bad model."""
+        """Load within `load_timeout`; the outcome is in `state`, also when that fails."""
         if self.state == "off":
             return
         loop = asyncio.get_running_loop()
-        outcome: asyncio.Future[Loaded] = loop.create_future()
+        outcome: asyncio.Future[LoadedEmbeddings] = loop.create_future()
 
         def settle(set_: Callable[[], None]) -> None:
             if not outcome.done():
@@ -106,7 +111,7 @@ class DenseModel:
             else:
                 _call(loop, lambda: settle(lambda: outcome.set_result(loaded)))
 
-        # A daemon: a download that hangs must not keep the process from ending.
+        # A daemon thread: a download that hangs must not keep the process from ending.
         threading.Thread(target=work, name="embedding-load", daemon=True).start()
         timeout = self._config.load_timeout
         try:
@@ -118,11 +123,12 @@ class DenseModel:
             self.state, self.reason = "failed", f"{type(error).__name__}: {error}"
 
     async def query(self, text: str) -> list[float]:
-        """The vector of a question. Raises EmbeddingUnavailable."""
+        """The vector of a question, `dimensions` long. Raises EmbeddingUnavailable."""
         return await self._run(self._queries, lambda e: e.embed_query(text))
 
     async def documents(self, texts: list[str]) -> list[list[float]]:
-        """The vectors of passages, in order. Raises EmbeddingUnavailable."""
+        """The vectors of passages, in order. Raises EmbeddingUnavailable, also when they take
+        longer than a second for each text."""
         seconds = REQUEST_SECONDS + TEXT_SECONDS * len(texts)
         try:
             async with asyncio.timeout(seconds):
@@ -138,7 +144,7 @@ class DenseModel:
         try:
             return await loop.run_in_executor(pool, work, embeddings)
         except Exception as error:  # onnxruntime, openai and httpx have no common base
-            # Its name alone: an endpoint's error can quote the texts, and this one is logged.
+            # Its name alone: this error is logged, and an endpoint's message can quote the texts.
             raise EmbeddingUnavailable(type(error).__name__) from error
 
     def close(self) -> None:
@@ -151,7 +157,7 @@ def _call(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:
         loop.call_soon_threadsafe(work)
 
 
-def _load(config: EmbeddingConfig) -> Loaded:
+def _load(config: EmbeddingConfig) -> LoadedEmbeddings:
     if config.provider == "openai":
         return _load_openai(config)
     path = Path(config.path) if config.path else None
@@ -162,7 +168,9 @@ def _load(config: EmbeddingConfig) -> Loaded:
     if path is None and os.environ.get("HF_HUB_OFFLINE") != "1":
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     model = FastEmbedEmbeddings(config.name, path)
-    return Loaded(model, model.dimensions, f"{config.name}@{_graph_digest(config.name, path)}")
+    return LoadedEmbeddings(
+        model, model.dimensions, f"{config.name}@{_graph_digest(config.name, path)}"
+    )
 
 
 def _graph_digest(name: str, path: Path | None) -> str:
@@ -175,7 +183,7 @@ def _graph_digest(name: str, path: Path | None) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _load_openai(config: EmbeddingConfig) -> Loaded:
+def _load_openai(config: EmbeddingConfig) -> LoadedEmbeddings:
     from langchain_openai import OpenAIEmbeddings
 
     key = config.api_key or SecretStr(os.environ.get("OPENAI_API_KEY") or "none")
@@ -191,6 +199,7 @@ def _load_openai(config: EmbeddingConfig) -> Loaded:
             timeout=REQUEST_SECONDS,
         )
 
-    # Only this is tried again here: a question has no time for it, the projector does it itself.
+    # Only this request is retried here: a question has no time for it, and the projector has its
+    # own back-off.
     dimensions = config.dimensions or len(model(1).embed_query("dimensions"))
-    return Loaded(model(0), dimensions, json.dumps([config.name, config.base_url]))
+    return LoadedEmbeddings(model(0), dimensions, json.dumps([config.name, config.base_url]))

@@ -1,9 +1,9 @@
 """BM25 vectors: document weights here, IDF in Qdrant (Robertson and Zaragoza 2009).
 
 Tokenising, stop words, stems and hashing are Qdrant's own (`qdrant_edge.Bm25`), in the language
-of the text. A document has one form of each word; a query has every form it could have (its own
-language's and the English one), so that a short question of unclear language still meets the
-words of a longer text. Needs no download.
+of the text. A document has one form of each word; a query has two, its own language's and the
+English one, so that a short question of unclear language still matches the words of a longer text.
+Needs no download.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ K1, B, AVERAGE_WORDS = 1.2, 0.75, 60.0
 
 
 class SparseVector(NamedTuple):
+    """`values[n]` is the weight of the word whose hash is `indices[n]`."""
+
     indices: list[int]
     values: list[float]
 
@@ -35,6 +37,7 @@ def _model(name: str) -> Bm25:
 
 
 def embed_document(text: str) -> SparseVector:
+    """BM25 weights of the words of a passage (term frequency and length; IDF is Qdrant's)."""
     vector = _model(language.detect(text)).embed_document(language.split_unspaced(text))
     return SparseVector(list(vector.indices), list(vector.values))
 

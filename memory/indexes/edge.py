@@ -1,8 +1,9 @@
 """The embedded index: Qdrant Edge, the server's own engine in this process.
 
 One folder, one process (Edge locks it). Searches run on the event loop: they take about a
-millisecond and hold the GIL anyway, a thread would only add its hop. Writes and `flush` run on
-one thread. No HNSW graph: a filtered scan is exact, and fast enough for one machine's users.
+millisecond and hold the GIL anyway, so that a thread would only add its own cost. Writes and
+`flush` run on one thread. No HNSW graph: a filtered scan is exact, and fast enough for one
+machine's users.
 """
 
 from __future__ import annotations
@@ -113,12 +114,7 @@ class EdgeIndex:
                 self._speakers.pop(point.payload["user"], None)
 
     def _upsert(self, points: Sequence[Point]) -> None:
-        made = []
-        for point in points:
-            vectors: dict[str, Any] = {_SPARSE: edge.SparseVector(*point.sparse)}
-            if point.dense is not None and self._dense:
-                vectors[self._dense] = point.dense
-            made.append(edge.Point(point.id, vectors, cast(dict[str, Any], point.payload)))
+        made = [_edge_point(point, self._dense) for point in points]
         self._update(edge.UpdateOperation.upsert_points(made))
         for point in points:
             self._known[UUID(point.id).int] = features(point.payload)
@@ -249,6 +245,13 @@ class EdgeIndex:
     async def _on_thread(self, work: Callable[..., T], *args: Any) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: _guarded(work, *args))
+
+
+def _edge_point(point: Point, dense: str | None) -> Any:
+    vectors: dict[str, Any] = {_SPARSE: edge.SparseVector(*point.sparse)}
+    if point.dense is not None and dense:
+        vectors[dense] = point.dense
+    return edge.Point(point.id, vectors, cast(dict[str, Any], point.payload))
 
 
 def _equals(key: str, value: str) -> Any:

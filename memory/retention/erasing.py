@@ -20,6 +20,8 @@ POLL_SECONDS = 0.05
 
 
 class Eraser:
+    """Erases single sessions, at a user's request or because they have ended."""
+
     def __init__(
         self,
         *,
@@ -35,12 +37,13 @@ class Eraser:
         self._worker = secrets.token_hex(8)
 
     async def erase_session(self, key: SessionKey, *, through: int | None = None) -> int:
-        """Delete turns, segments, points, then the document; returns the number of turns.
+        """Delete turns, segments, points, then the document; returns the number of turns. Raises
+        StoreUnavailable, EraseUnfinished.
 
         Only what has been said so far (or up to the seq `through`): the document is marked first,
-        and a new life begins behind it. So all is hidden at once, what is said next is kept
-        whenever the rest is done, and after a crash, or while the index is away
-        (EraseUnfinished), the sweeper comes again.
+        and the session begins a new life. So everything is hidden at once, and messages that come
+        meanwhile are kept. The sweeper finishes an erase that a crash or an index that is away
+        (EraseUnfinished) cut short.
         """
         async with self._locks.of(key):
             loaded = await self._store.turns.load(key, limit=1)
@@ -55,14 +58,11 @@ class Eraser:
             fresh = session.begun_anew(through)
             await self._store.sessions.change(
                 key,
-                {
+                fresh.fields_of_new_life()
+                | {
                     "erasing": True,
-                    "title": "",
                     "created_at": now(),
-                    "first_seq": fresh.first_seq,
                     "last_seq": fresh.last_seq,
-                    "summary": fresh.summary,
-                    "expires_at": fresh.expires_at,
                     "ttl_seconds": None,
                     "metadata": {},
                 },
@@ -70,7 +70,8 @@ class Eraser:
             return await self._finish(fresh)
 
     async def finish(self, key: SessionKey) -> int:
-        """What is left of an erase that was begun; returns the number of turns."""
+        """Go on with an erase that was begun; returns the number of turns. Raises
+        StoreUnavailable, EraseUnfinished."""
         async with self._locks.of(key):
             session = await self._store.sessions.get(key)
             if session is None or not session.erasing:
@@ -78,8 +79,8 @@ class Eraser:
             return await self._finish(session)
 
     async def _finish(self, session: Session) -> int:
-        """Delete what came before `first_seq`. Points of what came after there are none yet: a
-        session that is being erased is not projected.
+        """Delete everything before `first_seq`. All points of the session can go: one that is
+        being erased is not projected, so none belongs to its new life.
 
         The mark stays while another worker may still be writing points of the session.
         """
@@ -94,7 +95,7 @@ class Eraser:
             except IndexUnavailable as error:
                 raise EraseUnfinished(str(error)) from error
         if alone and not await self._store.sessions.delete_if_empty(key):
-            # Points that another worker made of the new life just now are gone too: made again.
+            # Points of the new life that another worker made just now are gone too: made again.
             through = session.first_seq - 1
             await self._store.sessions.change(
                 key, {"erasing": False, "lexical_through": through, "dense_through": through}
@@ -105,7 +106,7 @@ class Eraser:
         return deleted
 
     async def _is_ours(self, key: SessionKey) -> bool:
-        """Whether no other worker projects this session any more."""
+        """Claim the session; False when another worker still projects it after a while."""
         if self._store.embedded:
             return True
         until = now() + timedelta(seconds=CLAIM_SECONDS)

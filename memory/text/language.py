@@ -1,7 +1,7 @@
-"""Pure: which language a text is in, as far as its function words tell; and its words.
+"""Pure: the words of a text, and its language as far as its function words show it.
 
-Only what recall does differently for a language hangs on this (stop words, stems, the English
-first-person rewrite), so an unsure answer is "unknown", and unknown means: do nothing special.
+The language decides stop words, stems and the English first-person rewrite of recall. A text of
+unclear language is "unknown", and gets none of them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def words(text: str) -> list[str]:
 
 
 def detect(text: str) -> str:
-    """A Snowball language name, or UNKNOWN. Cheap: at most the first 200 words are looked at."""
+    """A Snowball language name, or UNKNOWN, judged by at most the first 200 words."""
     if _UNSPACED.search(text):
         return UNKNOWN
     tokens = [word.casefold().replace("’", "'") for word in words(text[:2000])[:200]]

@@ -31,6 +31,8 @@ _MONTHS = (
 
 
 class Span(NamedTuple):
+    """A slice of a text, in characters."""
+
     start: int
     end: int
 
@@ -76,26 +78,27 @@ def sentences(text: str, *, longest: int) -> list[Span]:
 
 
 def point_id(message_id: MessageId, passage: int) -> str:
+    """The UUID of a passage in every index: derived, so that writing it again replaces it."""
     return str(uuid.uuid5(_NAMESPACE, f"{message_id}#{passage}"))
 
 
 def speaker_of(message: Message) -> str:
-    """Who speaks: the name if the message carries one, else the role."""
+    """The speaker's name if the message carries one, else the role."""
     return message.speaker or message.role
 
 
 def dense_key(message: Message, passage: str) -> str:
-    """What is embedded: who says what, without a date and without neighbours."""
+    """The text that is embedded: `speaker: passage`, without a date and without neighbours."""
     return f"{speaker_of(message)}: {passage}"
 
 
 def written_day(day: date) -> str:
-    """`8 May 2023`, the form in which a date stands in the recall block."""
+    """`8 May 2023`, as dates stand in prompts."""
     return f"{day.day} {_MONTHS[day.month - 1].capitalize()} {day.year}"
 
 
 def lexical_key(day: date, neighbours: Sequence[tuple[Message, str]]) -> str:
-    """What is searched by words: the day, then the previous, this and the next passage."""
+    """The text that is searched by words: the day, then the previous, this and the next passage."""
     lines = [written_day(day).lower()]
     lines += [f"{speaker_of(message)} {passage}" for message, passage in neighbours]
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from waiting import eventually
 from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
 from memory.config import ConfigSource, EmbeddingConfig
 from memory.context.builder import ContextBuilder
-from memory.embeddings.dense import DenseModel, Loaded
+from memory.embeddings.dense import DenseModel, LoadedEmbeddings
 from memory.embeddings.sparse import SparseVector
 from memory.errors import TurnEnded
 from memory.indexes import make_index
@@ -31,10 +31,16 @@ from memory.models import turn_id as id_of
 from memory.open_turn import OpenTurn
 from memory.orchestrator import Memory
 from memory.recall.search import Recall
+from memory.receipt import ChatMessage
 from memory.stores import make_store
 from memory.stores.base import Store
 from memory.strata import _load_embeddings, put_together
-from memory.tokens import TiktokenCounter
+from memory.tokens import (
+    MESSAGE_OVERHEAD_TOKENS,
+    REPLY_OVERHEAD_TOKENS,
+    TiktokenCounter,
+    TokenCounter,
+)
 
 NOON = datetime(2024, 5, 8, 12, tzinfo=UTC)
 USER = User("acme", "anna")
@@ -44,6 +50,13 @@ SESSION = "chat"
 @cache
 def counter() -> TiktokenCounter:
     return TiktokenCounter(estimated=False)
+
+
+def count_messages(counter: TokenCounter, messages: Sequence[ChatMessage]) -> int:
+    """Tokens of a whole request: contents, the overhead of each message, and of the reply."""
+    return REPLY_OVERHEAD_TOKENS + sum(
+        MESSAGE_OVERHEAD_TOKENS + counter.count(message.content) for message in messages
+    )
 
 
 def message(
@@ -266,7 +279,7 @@ class LateModel(DenseModel):
     def __init__(self, embeddings: Embeddings | None = None, identity: str = "letters") -> None:
         super().__init__(EmbeddingConfig())
         self.release = asyncio.Event()
-        self._coming = Loaded(embeddings or LetterEmbeddings(), 8, identity)
+        self._coming = LoadedEmbeddings(embeddings or LetterEmbeddings(), 8, identity)
 
     async def load(self) -> None:
         await self.release.wait()

@@ -23,7 +23,6 @@ from memory.errors import (
 from memory.indexes.base import Hits, VectorIndex
 from memory.models import Message, Turn, TurnError, now, session_key
 from memory.stores.base import Store
-from memory.tokens import count_messages
 from unit.builders import (
     SESSION,
     USER,
@@ -31,6 +30,7 @@ from unit.builders import (
     LateModel,
     StoreAround,
     another_memory,
+    count_messages,
     counter,
     late_write_is_lost,
     opened,

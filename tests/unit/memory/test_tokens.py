@@ -16,10 +16,10 @@ from memory.receipt import ChatMessage
 from memory.tokens import (
     EstimatedCounter,
     TiktokenCounter,
-    count_messages,
     cut_middle,
     load_counter,
 )
+from unit.builders import count_messages
 from unit.texts import any_text
 
 ROOT = Path(memory.__file__).parent.parent

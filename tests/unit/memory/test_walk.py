@@ -14,8 +14,7 @@ from memory.errors import NotFound, TurnLost
 from memory.models import TurnError, session_key
 from memory.open_turn import OpenTurn
 from memory.text.passages import cut
-from memory.tokens import count_messages
-from unit.builders import counter, opened
+from unit.builders import count_messages, counter, opened
 from unit.texts import odd_text
 
 SMALL = {"context_tokens": 900, "window_tokens": 300, "summary_tokens": 120, "recall_tokens": 100,

@@ -16,9 +16,9 @@ from memory.models import Recalled, Recollection, Summary, Turn
 from memory.recall.packing import quoted
 from memory.receipt import Context, Layers
 from memory.text.passages import cut
-from memory.tokens import EstimatedCounter, TokenCounter, count_messages
+from memory.tokens import EstimatedCounter, TokenCounter
 from memory.window import EARLIER, shown
-from unit.builders import NOON, counter, dialogue, message, turn
+from unit.builders import NOON, count_messages, counter, dialogue, message, turn
 from unit.texts import odd_text
 
 CASES = 10_000

@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from contract.test_index import point
 
+from memory.embeddings import sparse
 from memory.errors import IndexUnavailable
+from memory.indexes import edge
 from memory.indexes.edge import EdgeIndex
+from unit.builders import NOON
 
 
 async def test_a_folder_belongs_to_one_index_at_a_time(tmp_path: Path) -> None:
@@ -47,4 +51,25 @@ async def test_closing_twice_is_harmless(tmp_path: Path) -> None:
     index = EdgeIndex(tmp_path / "index")
     await index.open()
     await index.close()
+    await index.close()
+
+
+async def test_features_that_memory_has_no_room_for_are_read_from_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest quarter is forgotten, never all at once."""
+    monkeypatch.setattr(edge, "KNOWN_POINTS", 8)
+    index = EdgeIndex(tmp_path / "index")
+    await index.open()
+    await index.upsert([point(f"tea {n}", dense=False) for n in range(12)])
+    for known in (10, 8):
+        await index.search(
+            user="anna", sparse=sparse.embed_query("nothing"), dense=None, limit=9, now=NOON
+        )
+        assert len(index._known) == known
+    hits = await index.search(
+        user="anna", sparse=sparse.embed_query("tea"), dense=None, limit=99, now=NOON
+    )
+    found = {hit.payload["message"] for hit in hits.lexical}
+    assert found == {f"anna.s1.tea {n}" for n in range(12)}
     await index.close()

@@ -242,7 +242,7 @@ async def test_a_turn_accepted_while_its_session_is_swept_is_not_lost(tmp_path: 
         shared: dict[str, Any] = {"store": store, "index": strata.index, "locks": locks,
                                   "projector": strata.projector}  # fmt: skip
         sweeper = Sweeper(
-            erasing=Eraser(**shared), summaries=strata.summaries, config=strata.config, **shared
+            eraser=Eraser(**shared), summaries=strata.summaries, config=strata.config, **shared
         )
         await expired(gone + timedelta(seconds=1.1))
         assert await sweeper.sweep() == 1
