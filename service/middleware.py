@@ -27,6 +27,9 @@ _REQUEST_ID = re.compile(rb"\A[\x21-\x7e]{1,128}\Z")
 
 
 class RequestMiddleware:
+    """Wraps the application. `scope["state"]` gets `request_id`, `started` (time.perf_counter())
+    and, from the authenticator, `who` for the access log."""
+
     def __init__(self, app: ASGIApp, auth: Auth) -> None:
         self._app = app
         self._auth = auth

@@ -1,6 +1,6 @@
-"""The model for when there is none: answers from the recalled text, and says so.
+"""The chat model of a configuration that names none: it quotes the recalled text, and says so.
 
-A LangChain chat model like any other, so that everything around it is the real thing.
+To everything around it, it is a LangChain chat model like any other.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from memory.recall.packing import CLOSE, OPEN
 from memory.text.language import split_unspaced, words
@@ -41,14 +42,7 @@ class OfflineChat(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        text = answer([str(message.content) for message in messages])
-        return ChatResult(
-            generations=[
-                ChatGeneration(
-                    message=AIMessage(text, response_metadata={"model_name": NAME}),
-                )
-            ]
-        )
+        return generate_from_stream(self._stream(messages))
 
     def _stream(
         self,
@@ -57,14 +51,10 @@ class OfflineChat(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        text = answer([str(message.content) for message in messages])
-        for piece in re.findall(r"\s*\S+", text):
+        for piece in re.findall(r"\s*\S+", answer([str(message.text) for message in messages])):
             yield ChatGenerationChunk(message=AIMessageChunk(content=piece))
-        yield ChatGenerationChunk(
-            message=AIMessageChunk(
-                content="", response_metadata={"finish_reason": "stop", "model_name": NAME}
-            )
-        )
+        ended = {"finish_reason": "stop", "model_name": NAME}
+        yield ChatGenerationChunk(message=AIMessageChunk(content="", response_metadata=ended))
 
     async def _astream(
         self,
@@ -73,12 +63,12 @@ class OfflineChat(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        for chunk in self._stream(messages, stop):
+        for chunk in self._stream(messages):
             yield chunk
 
 
 def answer(contents: list[str]) -> str:
-    """From the last message's recall block; with nothing recalled, just that."""
+    """The best lines of the recall block in the last of these messages, or that there are none."""
     last = contents[-1] if contents else ""
     block = _BLOCK.search(last)
     question = last[block.end() :] if block else last

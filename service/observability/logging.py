@@ -1,4 +1,4 @@
-"""Logs: JSON lines of an event name and key-values. Never message text, a key or a plain user."""
+"""Logs: JSON lines of an event name and values. No message text, no key, no user's plain name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def configure_logging(level: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        # One write a line: two threads must not share one.
+        # Writes each line at once, so that the lines of two threads do not mix.
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -1,8 +1,8 @@
-"""What `GET /metrics` tells Prometheus: counts and times of this service, never who or what.
+"""What `GET /metrics` gives Prometheus: counts and times of this service, no names, no text.
 
 Several workers share one folder of numbers (`prometheus_client`'s multiprocess mode, which the
-variable PROMETHEUS_MULTIPROC_DIR switches on before the first import): whichever answers a scrape
-tells of all. Nothing here is called once per token.
+variable PROMETHEUS_MULTIPROC_DIR switches on before the first import): a scrape of any one gives
+the numbers of all. Nothing here is called once per token.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -38,40 +39,34 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._turns = Counter(
-            "strata_turns", "Turns that ended, by status.", ["status"], registry=registry
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+
+        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(name, what, buckets=buckets, registry=registry)
+
+        self._turns = counter("strata_turns", "Turns that ended, by status.", ["status"])
+        self._turn_seconds = histogram(
+            "strata_turn_seconds", "From the request to the stored answer.", _TURNS
         )
-        self._turn_seconds = Histogram(
-            "strata_turn_seconds", "From the request to the stored answer.",
-            buckets=_TURNS, registry=registry,
-        )  # fmt: skip
-        self._first_token = Histogram(
-            "strata_first_token_seconds", "From the request to the first token.",
-            buckets=_WAITS, registry=registry,
-        )  # fmt: skip
-        self._model_call = Histogram(
-            "strata_model_call_seconds", "From the request to the call of the model.",
-            buckets=_WAITS, registry=registry,
-        )  # fmt: skip
-        self._context = Histogram(
-            "strata_context_tokens", "Tokens of the contexts sent.",
-            buckets=_TOKENS, registry=registry,
-        )  # fmt: skip
-        self._degraded = Counter(
-            "strata_degraded", "Contexts that lacked a part, by part.", ["part"],
-            registry=registry,
-        )  # fmt: skip
-        self._recall = Histogram(
-            "strata_recall_seconds", "What recall took, failed or not.",
-            buckets=_RECALLS, registry=registry,
-        )  # fmt: skip
-        self._streams = Gauge(
-            "strata_open_streams", "Answers that are being produced.",
-            registry=registry, multiprocess_mode="livesum",
-        )  # fmt: skip
-        self._breakers = Gauge(
+        self._first_token = histogram(
+            "strata_first_token_seconds", "From the request to the first token.", _WAITS
+        )
+        self._model_call = histogram(
+            "strata_model_call_seconds", "From the request to the call of the model.", _WAITS
+        )
+        self._context = histogram("strata_context_tokens", "Tokens of the contexts sent.", _TOKENS)
+        self._degraded = counter(
+            "strata_degraded", "Contexts that lacked a part, by part.", ["part"]
+        )
+        self._recall = histogram(
+            "strata_recall_seconds", "What recall took, failed or not.", _RECALLS
+        )
+        self._streams = gauge(
+            "strata_open_streams", "Answers that are being produced.", multiprocess_mode="livesum"
+        )
+        self._breakers = gauge(
             "strata_breakers_open", "Processes that do without a part that keeps failing.",
-            ["part"], registry=registry, multiprocess_mode="livesum",
+            ["part"], multiprocess_mode="livesum",
         )  # fmt: skip
 
     def turn_ended(self, status: str, seconds: float) -> None:
@@ -95,20 +90,21 @@ class Metrics:
         self._recall.observe(seconds)
 
     def refresh(self, *, open_streams: int, strata: Strata) -> None:
-        """The numbers that are states."""
+        """Set the numbers that are states: how many answers run, which breakers are open."""
         self._streams.set(open_streams)
         parts = {"recall": strata.recall.breaker, "summary": strata.summaries.breaker}
         for part, breaker in parts.items():
             self._breakers.labels(part).set(breaker.state != "closed")
 
     async def keep_fresh(self, *, open_streams: Callable[[], int], strata: Strata) -> None:
-        """Until cancelled: what other workers tell of this one is at most so old."""
+        """Refresh until cancelled: a scrape of another worker gets numbers of this one that are at
+        most `REFRESH_SECONDS` old."""
         while True:
             self.refresh(open_streams=open_streams(), strata=strata)
             await asyncio.sleep(REFRESH_SECONDS)
 
     def text(self, projection: ProjectionState | None) -> bytes:
-        """The exposition, of all workers; `projection` is one for all of them."""
+        """The metrics of all workers in Prometheus's text format; all share one `projection`."""
         registry = self._registry
         if os.environ.get(SHARED_FOLDER):
             registry = CollectorRegistry()
@@ -119,7 +115,7 @@ class Metrics:
 
 
 class _Joined:
-    """What was collected, as a collector again."""
+    """A collector of metrics that were collected before."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:
         self._metrics = list(metrics)
@@ -129,7 +125,7 @@ class _Joined:
 
 
 def _of_projection(state: ProjectionState | None) -> list[Metric]:
-    if state is None:  # the store is away: better no number than a wrong one
+    if state is None:  # the store is down: no number is better than a wrong one
         return []
     return [
         GaugeMetricFamily(

@@ -39,6 +39,8 @@ def serve_file(settings: Settings) -> Path | None:
 
 
 class _Server(uvicorn.Server):
+    """uvicorn, which on a signal drains the answers before it closes the port."""
+
     def __init__(
         self, config: uvicorn.Config, services: Services, began: float, parent: Parent | None
     ) -> None:
@@ -75,10 +77,10 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining is not None and sig == signal.SIGINT:
-            self.force_exit = self.should_exit = True  # asked twice
+            self.force_exit = self.should_exit = True  # Ctrl-C for the second time
             return
-        # Not added to uvicorn's captured signals: it raises those again once the port is closed,
-        # which would end the process before the stores are.
+        # Not uvicorn's own way: it would raise the signal again once the port is closed, and so
+        # end the process before the stores are.
         self._loop.call_soon_threadsafe(self._begin_to_drain)
 
     async def _drain_with(self, parent: Parent) -> None:

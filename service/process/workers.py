@@ -1,7 +1,7 @@
 """Several workers behind one address: processes that share a listening socket and no state.
 
-This process only watches: it opens the socket, starts the workers, replaces one that dies, and
-hands SIGTERM on. Each worker ends by itself when this process is gone.
+The process of `Workers` answers no request: it opens the socket, starts the workers, replaces one
+that dies, and passes SIGTERM on. Each worker ends by itself when that process is gone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SERVING = b"s"
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises OSError when the address is taken."""
+    """A socket that listens there. Raises OSError when the address is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     listening.setblocking(False)
@@ -36,18 +36,20 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def http_url(host: str, port: int) -> str:
-    """The URL of an address, which may be one of IPv6."""
+    """The URL of an IPv4 or IPv6 address."""
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Workers:
+    """`server.workers` processes, each `serve` with the file `config`."""
+
     def __init__(self, settings: Settings, *, config: Path | None) -> None:
         self._settings = settings
         self._arguments = ["serve", *(["--config", str(config)] if config else [])]
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = False
         self._served = False
-        self._metrics = ""  # the folder of the numbers that the workers share
+        self._metrics = ""  # the folder in which the workers' metrics are
 
     async def run(self) -> None:
         """Until a signal, or until no worker could ever serve. Raises OSError when the address
@@ -64,7 +66,7 @@ class Workers:
                         *(self._keep(number, listening) for number in range(server.workers))
                     )
             finally:
-                for process in self._running.values():  # only after a failure of this process
+                for process in self._running.values():  # left only by a failure of this process
                     process.kill()
         log.info("stopped", workers=server.workers)
         if not self._served and any(codes):
@@ -84,7 +86,7 @@ class Workers:
                 return code
             log.warning("worker.ended", worker=number, code=code, served=served)
             if not self._served:
-                self._stop()  # it cannot start: neither can the others
+                self._stop()  # it could not start, so none can
                 return code or 1
             deaths = 0 if served else deaths + 1
             await asyncio.sleep(RESTART_SECONDS[min(deaths, len(RESTART_SECONDS) - 1)])
@@ -109,17 +111,17 @@ class Workers:
             if self._stopping:
                 process.send_signal(signal.SIGTERM)
             try:
-                told = await asyncio.get_running_loop().sock_recv(ours, 1)
-                if told == SERVING:
-                    self._tell(number, process.pid)
+                sent = await asyncio.get_running_loop().sock_recv(ours, 1)
+                if sent == SERVING:
+                    self._log_serving(number, process.pid)
                 code = await process.wait()
             finally:
                 self._running.pop(process.pid, None)
-                # Its gauges go with it.
+                # Its gauges count no longer.
                 mark_process_dead(process.pid, self._metrics)  # type: ignore[no-untyped-call]
-        return told == SERVING, code
+        return sent == SERVING, code
 
-    def _tell(self, number: int, pid: int) -> None:
+    def _log_serving(self, number: int, pid: int) -> None:
         log.info("worker.serving", worker=number, pid=pid)
         if not self._served:
             self._served = True
@@ -127,7 +129,8 @@ class Workers:
 
 
 class Parent:
-    """A worker's line to the process that watches it; `--worker LISTENING,LINE` names both."""
+    """A worker's side of the process that started it: the socket on which both listen, and a line
+    that closes with either. `descriptors` are those of the two, as `--worker` has them."""
 
     def __init__(self, descriptors: str) -> None:
         listening, line = (int(part) for part in descriptors.split(","))
@@ -135,10 +138,11 @@ class Parent:
         self._line = socket.socket(fileno=line)
 
     def serving(self) -> None:
+        """Report that this worker answers requests."""
         self._line.send(SERVING)
 
     async def gone(self) -> None:
-        """Return when the watching process has ended."""
+        """Return when that process has ended."""
         self._line.setblocking(False)
         while await asyncio.get_running_loop().sock_recv(self._line, 1):
             pass

@@ -1,4 +1,4 @@
-"""`/schema`: the OpenAPI document as a plain page, made here; it loads nothing from anywhere."""
+"""`/schema`: the OpenAPI document as a plain page, which loads nothing from another server."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ code{{background:#8882;padding:.1em .3em;border-radius:3px}}dt{{margin-top:.8em}
 
 
 class SchemaPage(OpenAPIRenderPlugin):
+    """Lists the routes and links to the document."""
+
     def __init__(self) -> None:
         super().__init__(path="/", favicon="<link rel='icon' href='data:,'>")
 

@@ -134,6 +134,8 @@ class AnswerBuffer:
     def tokens(self, at: int) -> list[Token]:
         """The next of the text from code point `at` < `length` on: to its end, or one page if
         `at` is far behind."""
+        if self._recent and at + len(self._recent[-1]) == self.length:  # the reader keeps up
+            return [Token(self.length, self._recent[-1])]
         texts = [self._page(at)] if at < self._joined_length else self._since(at)
         tokens = []
         for text in texts:

@@ -166,7 +166,7 @@ class SseEncoder:
         self._run = run.encode()
 
     def encode(self, events: Sequence[Event]) -> bytes:
-        return b"".join(map(self._one, events))
+        return self._one(events[0]) if len(events) == 1 else b"".join(map(self._one, events))
 
     def _one(self, event: Event) -> bytes:
         """JSON has no bare line breaks, so one data line is enough."""

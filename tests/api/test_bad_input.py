@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -263,10 +264,11 @@ class Raw:
         """Status (0 when the connection was simply closed) and everything that came."""
         with socket.create_connection(("127.0.0.1", self._port), timeout=10) as connection:
             answer = b""
-            try:
+            with suppress(ConnectionError):  # it may be answered and closed before all is sent
                 for part in parts:
                     connection.sendall(part)
-                connection.settimeout(1.0)  # what is not complete is never answered
+            connection.settimeout(1.0)  # what is not complete is never answered
+            try:
                 while more := connection.recv(65536):
                     answer += more
             except (ConnectionError, TimeoutError):
