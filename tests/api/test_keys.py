@@ -85,9 +85,9 @@ def keyed(model_process: Model, tmp_path_factory: pytest.TempPathFactory) -> Ite
             assert secret.upper() not in log, "S7"
         assert CANARY not in log, "S7"
         assert '"key": "anna-phone"' in log
-        assert [x["key"] for x in service.child.lines() if x["event"] == "auth.key_expired"] == [
-            "gone"
-        ]
+        expired = [x["key"] for x in service.child.lines() if x["event"] == "auth.key_expired"]
+        # On a busy machine the service may start when the other one has expired, too.
+        assert expired in (["gone"], ["gone", "soon"])
         assert '"status": 500' not in log
 
 
