@@ -152,7 +152,8 @@ def test_a_litestar_application_with_a_memory_of_its_own(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("page")
-    with _listening([str(EXAMPLES / "page" / "serve.py")], folder) as url:
+    given = [str(EXAMPLES / "page" / "serve.py")]
+    with _listening(given, folder, STRATA_RECALL__DEADLINE="10s") as url:
         yield url
 
 
