@@ -14,8 +14,8 @@ __all__ = ["model_process", "qdrant_process", "shared"]
 
 @pytest.fixture(scope="session")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """`serve` without any configuration, its embedding model loaded."""
-    with serving(tmp_path_factory.mktemp("docs")) as service:
+    """`serve` with its defaults, but a patient recall, and its embedding model loaded."""
+    with serving(tmp_path_factory.mktemp("docs"), recall={"deadline": "10s"}) as service:
         with service.sync_client() as client:
             wait_for(
                 lambda: client.get("/health/ready").json()["embedding"]["status"] == "ok",

@@ -30,6 +30,7 @@ LANGUAGES = {"sh", "python", "toml", "js"}
 _MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 # Hashes of a user or a session, numbers, dates.
 _VARYING = re.compile(rf"\b[0-9a-f]{{32}}\b|\d+|{_MONTHS}")
+PATIENT = {"deadline": "10s"}
 LINE = '{"session_id":"s1","role":"user","content":"My dog is called Biscuit.","id":"1"}\n'
 
 
@@ -90,9 +91,9 @@ def _shape(value: Any) -> Any:
 
 
 def test_the_curl_session_prints_what_the_page_shows(tmp_path: Path) -> None:
-    """Also the first promise of all: `serve` without any configuration, a stream, recall from
-    another session."""
-    with serving(tmp_path) as service:
+    """Also the first promise of all: `serve` without any configuration (but a recall that may take
+    longer, on a busy machine), a stream, recall from another session."""
+    with serving(tmp_path, recall=PATIENT) as service:
         _check_the_curl_sessions(service)
 
 
@@ -101,7 +102,12 @@ def test_the_same_session_on_server_stores_with_two_workers(
 ) -> None:
     """The only difference is `serve --config`."""
     file = tmp_path / "servers.toml"
-    shared = {**shared, "server": {"workers": 2}, "embedding": {"provider": "fastembed"}}
+    shared = {
+        **shared,
+        "recall": PATIENT,
+        "server": {"workers": 2},
+        "embedding": {"provider": "fastembed"},
+    }
     file.write_text(
         "".join(
             f"[{group}]\n"
