@@ -163,9 +163,7 @@ class EdgeIndex:
         batch = edge.QueryBatchRequest(
             [
                 edge.QueryRequest(
-                    limit=limit,
-                    query=edge.Query.Nearest(vector, using=name),
-                    filter=wanted,
+                    limit=limit, query=edge.Query.Nearest(vector, using=name), filter=wanted
                 )
                 for name, vector in queries
             ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TypedDict
+from typing import Any, TypedDict, cast
 
 from memory.ids import MessageId, SessionKey, UserKey
 from memory.text.language import words
@@ -32,15 +32,9 @@ FEATURES = list(Features.__annotations__)
 
 
 def features(payload: Payload) -> Features:
-    return Features(
-        session=payload["session"],
-        message=payload["message"],
-        role=payload["role"],
-        speakers=payload["speakers"],
-        day=payload["day"],
-        tokens=payload["tokens"],
-        passage=payload["passage"],
-    )
+    """The part of a payload that ranking needs, as a value of its own."""
+    known = cast(dict[str, Any], payload)
+    return cast(Features, {name: known[name] for name in FEATURES})
 
 
 def name_hash(user: UserKey, name: str) -> str:

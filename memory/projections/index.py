@@ -20,7 +20,7 @@ from memory.models import Message, Turn, now
 from memory.projections.points import Passage, make_points, passages_of, sparse_vector
 from memory.projections.poison import Poison, Probe
 from memory.projections.progress import Progress
-from memory.stores.base import Store
+from memory.stores.base import TurnsStore, WorkStore
 from memory.tokens import TokenCounter
 
 BATCH_TURNS = 100
@@ -30,15 +30,16 @@ NEIGHBOUR_TURNS = 3  # enough to find the previous passage and its own previous 
 class NoIndex:
     """Stands where there is no index: turns are counted and passed over."""
 
-    def __init__(self, *, store: Store, counter: TokenCounter) -> None:
-        self._store = store
+    def __init__(self, *, turns: TurnsStore, work: WorkStore, counter: TokenCounter) -> None:
+        self._turns = turns
+        self._work = work
         self._counter = counter
 
     async def advance(self, key: SessionKey, progress: Progress, *, alone: bool) -> bool:
-        turns = await _next_turns(self._store, key, after=progress.lexical)
+        turns = await _next_turns(self._turns, key, after=progress.lexical)
         if turns:
             progress.add(turns, self._counter, dense=True)
-        reruns = await _next_reruns(self._store, key, progress)
+        reruns = await _next_reruns(self._work, key, progress)
         progress.see_reruns(reruns)
         return bool(turns or reruns)
 
@@ -51,13 +52,20 @@ class IndexProjection:
     EmbeddingUnavailable, and whatever a text can make index or model raise."""
 
     def __init__(
-        self, *, store: Store, index: VectorIndex, model: DenseModel, counter: TokenCounter
+        self,
+        *,
+        turns: TurnsStore,
+        work: WorkStore,
+        index: VectorIndex,
+        model: DenseModel,
+        counter: TokenCounter,
     ) -> None:
-        self._store = store
+        self._turns = turns
+        self._work = work
         self._index = index
         self._model = model
         self._counter = counter
-        self._poison = Poison(work=store.work, index=index, model=model)
+        self._poison = Poison(work=work, index=index, model=model)
 
     async def advance(self, key: SessionKey, progress: Progress, *, alone: bool) -> bool:
         """One batch of each kind of work; True when anything was done. With `alone` turn by turn,
@@ -68,7 +76,7 @@ class IndexProjection:
 
     async def _add_turns(self, key: SessionKey, progress: Progress, alone: bool) -> bool:
         """The next turns get points: with dense vectors if all turns before have theirs."""
-        turns = await _next_turns(self._store, key, after=progress.lexical)
+        turns = await _next_turns(self._turns, key, after=progress.lexical)
         if not turns:
             return False
         dense = not alone and self._model.state == "ready" and progress.dense == progress.lexical
@@ -95,7 +103,7 @@ class IndexProjection:
         """Points that came while no model was loaded get their dense vectors."""
         if self._model.state != "ready" or progress.dense >= progress.lexical:
             return False
-        found = await _next_turns(self._store, key, after=progress.dense)
+        found = await _next_turns(self._turns, key, after=progress.dense)
         turns = [turn for turn in found if turn.last_seq <= progress.lexical]
 
         def done(batch: Sequence[Turn]) -> None:
@@ -115,7 +123,7 @@ class IndexProjection:
 
     async def _replace_reruns(self, key: SessionKey, progress: Progress, alone: bool) -> bool:
         """Points of turns that ran again are replaced by those of the answer they have now."""
-        turns = await _next_reruns(self._store, key, progress)
+        turns = await _next_reruns(self._work, key, progress)
         for turn in turns:
             dense = self._model.state == "ready" and progress.dense >= turn.last_seq
             probes = [Probe(self._add_message, embeds=False)]
@@ -179,7 +187,7 @@ class IndexProjection:
         """A turn that ran again, among turns that have points up to message `through`."""
         ids = [message.id for message in turn.messages]
         await self._index.delete_messages(user=turn.user_key, messages=ids)
-        later = await self._store.turns.range(turn.session_key, after=turn.last_seq, limit=2)
+        later = await self._turns.range(turn.session_key, after=turn.last_seq, limit=2)
         following = passages_of(t for t in later if t.last_seq <= through)[:2]
         before, new = await self._passages_before(turn), passages_of([turn])
         return await self._write(before, new, following, dense=dense)
@@ -188,14 +196,12 @@ class IndexProjection:
         """The turn has lost its neighbours before it: their words leave its sparse vector."""
         passages = passages_of([turn])
         if passages:
-            following = await self._store.turns.range(
-                turn.session_key, after=turn.last_seq, limit=1
-            )
+            following = await self._turns.range(turn.session_key, after=turn.last_seq, limit=1)
             line = [*passages, *passages_of(following)]
             await self._index.update_sparse([(line[0].id, sparse_vector(line, 0))])
 
     async def _passages_before(self, turn: Turn) -> list[Passage]:
-        found = await self._store.turns.history(
+        found = await self._turns.history(
             turn.session_key, now=now(), before=turn.seq, first=1, limit=NEIGHBOUR_TURNS
         )
         return passages_of(reversed(found))
@@ -243,19 +249,19 @@ class IndexProjection:
         return await self._model.documents([p.dense_key for p in passages])
 
 
-async def _next_turns(store: Store, key: SessionKey, *, after: int) -> list[Turn]:
+async def _next_turns(store: TurnsStore, key: SessionKey, *, after: int) -> list[Turn]:
     """A batch of turns, up to the first one that still runs."""
     done = []
-    for turn in await store.turns.range(key, after=after, limit=BATCH_TURNS):
+    for turn in await store.range(key, after=after, limit=BATCH_TURNS):
         if turn.status == "running":
             break
         done.append(turn)
     return done
 
 
-async def _next_reruns(store: Store, key: SessionKey, progress: Progress) -> list[Turn]:
+async def _next_reruns(work: WorkStore, key: SessionKey, progress: Progress) -> list[Turn]:
     """Turns up to the watermark that have run again since they got their points."""
-    found = await store.work.pending_reruns(
+    found = await work.pending_reruns(
         key, through=progress.lexical, limit=BATCH_TURNS + len(progress.reruns)
     )
     return [t for t in found if progress.reruns.get(t.id) != (t.attempt, t.last_seq)]

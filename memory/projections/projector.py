@@ -64,10 +64,11 @@ class Projector:
         config: ConfigSource[MemoryConfig],
     ) -> None:
         self._store = store
+        turns, work = store.turns, store.work
         self._projection = (
-            NoIndex(store=store, counter=counter)
+            NoIndex(turns=turns, work=work, counter=counter)
             if index is None
-            else IndexProjection(store=store, index=index, model=model, counter=counter)
+            else IndexProjection(turns=turns, work=work, index=index, model=model, counter=counter)
         )
         self._watermarks = Watermarks(store=store, index=index, locks=locks)
         self._model = model

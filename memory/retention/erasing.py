@@ -23,12 +23,7 @@ class Eraser:
     """Erases single sessions, at a user's request or because they have ended."""
 
     def __init__(
-        self,
-        *,
-        store: Store,
-        index: VectorIndex | None,
-        projector: Projector,
-        locks: SessionLocks,
+        self, *, store: Store, index: VectorIndex | None, projector: Projector, locks: SessionLocks
     ) -> None:
         self._store = store
         self._index = index

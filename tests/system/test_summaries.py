@@ -1,4 +1,4 @@
-"""R14: whoever folds a session, and whenever it is killed, each message stands in one place."""
+"""R14: whichever worker compacts, and whenever it is killed, each message stands in one place."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def killed_at_its_write(service: Service, model: Model, rng: random.Random
     return False
 
 
-async def test_each_message_stands_once_under_two_workers_that_are_killed_while_they_fold(
+async def test_each_message_stands_once_under_two_workers_that_are_killed_while_they_compact(
     model: Model, folder: Path, shared: Groups, rng: random.Random
 ) -> None:
     groups = {**shared, "budget": SMALL, "session": {"lease": "500ms"},
@@ -127,14 +127,14 @@ async def test_each_message_stands_once_under_two_workers_that_are_killed_while_
         async with services[0].client(USER) as client:
             await tell(client, [told])
 
-            async def folded() -> bool:
+            async def compacted() -> bool:
                 await seen.check(client)
                 ready = (await client.get("/health/ready")).json()
                 return seen.covered > 0 and ready["projection"]["behind"] == 0
 
-            await eventually(folded)
+            await eventually(compacted)
             await eventually(lambda: filed(shared["store"]["url"], seen, client))
-    assert in_time >= 2, "killed while they folded"
+    assert in_time >= 2, "killed while they compacted"
     assert seen.checks > 2 * ROUNDS
     assert seen.version > 1
 
