@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -68,6 +68,18 @@ async def asking(
             await response.aread()
             raise AssertionError(f"{response.status_code}: {response.text}")
         yield read_events(response)
+
+
+async def read_until(
+    events: AsyncIterator[Event], reached: str | Callable[[list[Event]], bool]
+) -> list[Event]:
+    """The events up to the first of this name, or until they are enough for `reached`."""
+    found: list[Event] = []
+    async for event in events:
+        found.append(event)
+        if event.name == reached if isinstance(reached, str) else reached(found):
+            break
+    return found
 
 
 async def ask(client: httpx.AsyncClient, session: str, message: str, **more: Any) -> list[Event]:
