@@ -100,7 +100,8 @@ async def answer(client: httpx.AsyncClient, session: str, message: str, **more: 
 async def queued(
     client: httpx.AsyncClient, session: str, message: str
 ) -> asyncio.Task[httpx.Response]:
-    """A turn that the service has begun with: it takes up what it is sent in order of arrival."""
+    """A turn that waits for its session: the service takes up what it is sent in order of arrival,
+    and what the store is asked for, too."""
     sent = asyncio.Event()
 
     async def trace(name: str, _: Any) -> None:
@@ -111,8 +112,8 @@ async def queued(
     request = client.post(f"/v1/sessions/{session}/turns", json=body, extensions={"trace": trace})
     task = asyncio.create_task(request)
     await sent.wait()
-    for _ in range(2):
-        assert (await client.get("/health/live")).status_code == 200
+    for _ in range(3):
+        await history(client, session)
     return task
 
 

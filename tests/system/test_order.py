@@ -199,13 +199,13 @@ async def test_a_full_queue_refuses_at_once_and_serves_the_others_in_order(
 ) -> None:
     """`limits.waiting_per_session`: 429 with Retry-After over it."""
     waiting = 3
-    model.mode("slow", delay=0.2, text="ten words " * 5)
+    model.mode("held", text="the first of them")
     limits = {"waiting_per_session": waiting}
     with serving(folder, fake=model, embedding=BY_WORDS, limits=limits) as service:
         async with service.client() as client:
             async with asking(client, "s", "number 0") as events:
                 await read_until(events, "accepted")
-                queued = [await queued(client, "s", f"number {n}") for n in range(1, waiting + 1)]
+                behind = [await queued(client, "s", f"number {n}") for n in range(1, waiting + 1)]
                 for refused in (
                     client.post("/v1/sessions/s/turns", json=body_of("one more", {})),
                     client.post("/v1/sessions/s/turns", json=body_of("more", {"stream": False})),
@@ -221,7 +221,7 @@ async def test_a_full_queue_refuses_at_once_and_serves_the_others_in_order(
                 other = await ask(client, "other", "another session is not held up")
                 assert other[-1].name == "done"
                 assert [event async for event in events][-1].name == "done"
-            for answered in await asyncio.gather(*queued):
+            for answered in await asyncio.gather(*behind):
                 assert answered.json()["status"] == "done"
             assert (await record(client, "there is room again")).status_code == 201
             asked = [m["content"] for m in await history(client, "s") if m["role"] == "user"]
