@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from servers.mongo import Mongo, mongo_server
+from servers.proxy import Proxy
 from servers.qdrant import RUN, summary_lines
+from system.process import Model, Qdrant, modelling
 from unit.builders import counter as exact
 from unit.builders import opened
 
@@ -48,6 +50,33 @@ async def strata(tmp_path: Path) -> AsyncIterator[Strata]:
     """A memory on real files, without an embedding model, where nothing runs by itself."""
     async with opened(tmp_path) as memory:
         yield memory
+
+
+@pytest.fixture(scope="session")
+def model_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with modelling(tmp_path_factory.mktemp("model")) as model:
+        yield model
+
+
+@pytest.fixture
+def model(model_process: Model) -> Model:
+    """The fake model server, answering normally, with an empty log."""
+    model_process.forget()
+    return model_process
+
+
+@pytest.fixture(scope="session")
+def qdrant_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qdrant]:
+    """The Qdrant server of the tests that do not break it."""
+    qdrant = Qdrant(tmp_path_factory.mktemp("qdrant"))
+    yield qdrant
+    qdrant.kill()
+
+
+@pytest.fixture
+def to_qdrant(qdrant_process: Qdrant) -> Iterator[Proxy]:
+    with Proxy("127.0.0.1", qdrant_process.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")

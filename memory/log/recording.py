@@ -30,7 +30,8 @@ class Recorder:
     async def record(self, user: User, session_id: str, messages: Sequence[Incoming]) -> Recorded:
         """Store messages without calling a model, in order; those whose `id` is known are skipped.
 
-        Raises InvalidInput (nothing is stored then), SessionBusy, Stopping, StoreUnavailable.
+        Raises InvalidInput (nothing is stored then), SessionBusy, TooManyWaiting, Stopping,
+        StoreUnavailable.
         """
         for index, incoming in enumerate(messages):
             if incoming.role not in ("user", "assistant"):
@@ -38,9 +39,12 @@ class Recorder:
             if not incoming.content.strip():
                 raise InvalidInput(f"messages[{index}].content", "must not be blank", done=0)
         key = session_key(user.key, session_id)
-        wait_seconds = self._log.config.current.session.wait
+        config = self._log.config.current
+        wait_seconds = config.session.wait
         wait_until = time.monotonic() + wait_seconds
-        await self._log.queue.acquire(key, wait_seconds=wait_seconds)
+        await self._log.queue.acquire(
+            key, wait_seconds=wait_seconds, most_waiting=config.limits.waiting_per_session
+        )
         try:
             return await self._record(user, session_id, key, messages, wait_until)
         finally:

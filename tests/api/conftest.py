@@ -8,19 +8,13 @@ from itertools import count
 
 import httpx
 import pytest
-from system.process import Model, Service, modelling, serving
+from system.process import Model, Service, serving
 from waiting import wait_for
 
 # Every user, session and message of these tests carries it: S7.
 CANARY = "kumquat"
 
 _numbers = count(1)
-
-
-@pytest.fixture(scope="session")
-def model_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with modelling(tmp_path_factory.mktemp("api-model")) as model:
-        yield model
 
 
 @pytest.fixture(scope="session")
@@ -42,13 +36,6 @@ def service(model_process: Model, tmp_path_factory: pytest.TempPathFactory) -> I
         assert not leaks, f"S7: {len(leaks)} log lines hold what a user said: {leaks[:3]}"
         crashes = [line for line in log.splitlines() if '"status": 500' in line]
         assert not crashes, f"{len(crashes)} requests ended in a crash: {crashes[:5]}"
-
-
-@pytest.fixture
-def model(model_process: Model) -> Model:
-    """The fake model server, answering normally, with an empty log."""
-    model_process.forget()
-    return model_process
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from system.conftest import model_process, qdrant_process, shared
+from system.conftest import shared
 from system.process import Service, serving
 from waiting import wait_for
 
-__all__ = ["model_process", "qdrant_process", "shared"]
+__all__ = ["shared"]
 
 
 @pytest.fixture(scope="session")

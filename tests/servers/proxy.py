@@ -19,6 +19,14 @@ from contextlib import suppress
 from typing import Any, Literal
 
 Mode = Literal["pass", "refuse", "reset", "blackhole", "latency", "cut"]
+# Every way in which a server can be away.
+FAULTS: list[tuple[Mode, dict[str, Any]]] = [
+    ("refuse", {}),
+    ("reset", {}),
+    ("blackhole", {}),
+    ("latency", {"seconds": 5.0}),
+    ("cut", {"after_bytes": 100}),
+]
 CHUNK = 65536
 AHEAD = 16  # pieces
 WAIT_SECONDS = 10.0

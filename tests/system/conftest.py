@@ -12,26 +12,13 @@ import httpx
 import pytest
 from servers.mongo import Mongo
 
-from system.process import Model, Qdrant, Service, modelling, serving
+from system.process import Model, Qdrant, Service, serving
 
 # Without an embedding model a service is up in less than a second.
 BY_WORDS = {"provider": "none"}
 PAIR_DETACH = "3s"
 
 _sessions = count(1)
-
-
-@pytest.fixture(scope="session")
-def model_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with modelling(tmp_path_factory.mktemp("model")) as model:
-        yield model
-
-
-@pytest.fixture
-def model(model_process: Model) -> Model:
-    """The fake model server, answering normally, with an empty log."""
-    model_process.forget()
-    return model_process
 
 
 @pytest.fixture(scope="session")
@@ -59,14 +46,6 @@ def session() -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def qdrant_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Qdrant]:
-    """The Qdrant server of the tests that do not break it."""
-    qdrant = Qdrant(tmp_path_factory.mktemp("qdrant"))
-    yield qdrant
-    qdrant.kill()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -70,6 +70,18 @@ async def asking(
         yield read_events(response)
 
 
+async def read_until(
+    events: AsyncIterator[Event], reached: str | Callable[[list[Event]], bool]
+) -> list[Event]:
+    """The events up to the first of this name, or until they are enough for `reached`."""
+    found: list[Event] = []
+    async for event in events:
+        found.append(event)
+        if event.name == reached if isinstance(reached, str) else reached(found):
+            break
+    return found
+
+
 async def ask(client: httpx.AsyncClient, session: str, message: str, **more: Any) -> list[Event]:
     """One turn to the end of its stream."""
     async with asking(client, session, message, **more) as events:
@@ -88,7 +100,8 @@ async def answer(client: httpx.AsyncClient, session: str, message: str, **more: 
 async def queued(
     client: httpx.AsyncClient, session: str, message: str
 ) -> asyncio.Task[httpx.Response]:
-    """A turn that the service has begun with: it takes up what it is sent in order of arrival."""
+    """A turn that waits for its session: the service takes up what it is sent in order of arrival,
+    and what the store is asked for, too."""
     sent = asyncio.Event()
 
     async def trace(name: str, _: Any) -> None:
@@ -99,8 +112,8 @@ async def queued(
     request = client.post(f"/v1/sessions/{session}/turns", json=body, extensions={"trace": trace})
     task = asyncio.create_task(request)
     await sent.wait()
-    for _ in range(2):
-        assert (await client.get("/health/live")).status_code == 200
+    for _ in range(3):
+        await history(client, session)
     return task
 
 

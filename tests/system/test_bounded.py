@@ -10,16 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from evals.speed.bench import (
-    BASELINE_TURNS,
-    MEMORY_TURNS,
-    Service,
-    model_server,
-    quiet,
-    service,
-    take_turn,
-    user_texts,
-)
+from evals.speed.bench import BASELINE_TURNS, MEMORY_TURNS
+from evals.speed.processes import Service, model_server, service
+from evals.speed.turns import quiet, take_turn, user_texts
 from memory.config import BudgetConfig
 from memory.receipt import ChatMessage
 from memory.tokens import TiktokenCounter, count_messages

@@ -13,7 +13,7 @@ from waiting import eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import Event, answer, ask, asking, history, text_of
+from system.streams import Event, answer, ask, asking, history, read_until, text_of
 
 KILLS = int(os.environ.get("STRATA_KILLS", "4"))
 SESSIONS = 6
@@ -125,12 +125,8 @@ async def test_after_kill_9_no_turn_runs_and_the_interrupted_one_keeps_its_text(
     ) as service:
         async with service.client() as client:
             model.mode("hang_after", chunks=3, text="one two three four five")
-            found: list[Event] = []
             async with asking(client, "s", "count") as events:
-                async for event in events:
-                    found.append(event)
-                    if text_of(found) == "one two three":
-                        break
+                found = await read_until(events, lambda so_far: text_of(so_far) == "one two three")
 
                 async def flushed() -> bool:
                     return bool((await history(client, "s"))[1]["content"] == "one two three")

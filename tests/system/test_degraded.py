@@ -6,14 +6,14 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from waiting import assert_quick, eventually, wait_for
 
 from system.conftest import BY_WORDS
-from system.process import Model, serving, strata
+from system.process import Model, Service, serving, strata
 from system.streams import answer, ask
 
 FACT = "My sister Valentina restores grand pianos in Trieste."
@@ -27,6 +27,17 @@ def blackhole() -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def embedding_near(model: Model, folder: Path) -> AbstractContextManager[Service]:
+    """A service whose texts are embedded by the fake model server."""
+    return serving(
+        folder,
+        fake=model,
+        embedding={"provider": "openai", "name": "near", "base_url": f"{model.url}/v1"},
+        projector={"interval": "50ms"},
+        recall={"deadline": "5s"},
+    )
 
 
 async def recalled(client: Any, *, dense: bool) -> bool:
@@ -142,13 +153,7 @@ async def test_vectors_follow_when_the_embedding_endpoint_answers(
 ) -> None:
     """R11: later caught up; also what was said meanwhile gets its vectors."""
     model.mode("ok", route="embeddings", delay=3.0, times=1)
-    with serving(
-        folder,
-        fake=model,
-        embedding={"provider": "openai", "name": "near", "base_url": f"{model.url}/v1"},
-        projector={"interval": "50ms"},
-        recall={"deadline": "5s"},
-    ) as service:
+    with embedding_near(model, folder) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
             await eventually(lambda: recalled(client, dense=False))
@@ -180,13 +185,7 @@ async def test_an_embedding_endpoint_is_asked_once_for_a_question(
 ) -> None:
     """One layer retries: a question has a deadline, and the projector has its own back-off."""
     path = "/v1/embeddings"
-    with serving(
-        folder,
-        fake=model,
-        embedding={"provider": "openai", "name": "near", "base_url": f"{model.url}/v1"},
-        projector={"interval": "50ms"},
-        recall={"deadline": "5s"},
-    ) as service:
+    with embedding_near(model, folder) as service:
         async with service.client() as client:
             await answer(client, "old", FACT)
             await eventually(lambda: recalled(client, dense=True))

@@ -14,7 +14,7 @@ from waiting import assert_quick, eventually
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import Event, ask, asking, history, text_of
+from system.streams import Event, ask, asking, history, read_until, text_of
 
 LONG = "word " * 400
 
@@ -58,15 +58,20 @@ async def clients(
         await client.aclose()
 
 
+async def warm(client: httpx.AsyncClient, model: Model) -> httpx.AsyncClient:
+    """What is made at first use is made; the model answers at length."""
+    await ask(client, "warm", "up")
+    model.forget()
+    model.mode("slow", delay=0.05, text=LONG)
+    return client
+
+
 async def read_tokens(client: httpx.AsyncClient, session: str, count: int) -> list[Event]:
     """The events until `count` tokens have come; then the connection is closed."""
-    found: list[Event] = []
     async with asking(client, session, "tell me everything") as events:
-        async for event in events:
-            found.append(event)
-            if sum(e.name == "token" for e in found) >= count:
-                break
-    return found
+        return await read_until(
+            events, lambda found: sum(e.name == "token" for e in found) >= count
+        )
 
 
 async def ended(client: httpx.AsyncClient, events: list[Event]) -> Any:
@@ -83,10 +88,7 @@ async def ended(client: httpx.AsyncClient, events: list[Event]) -> Any:
 async def test_without_detach_the_model_connection_closes_within_a_second(
     clients: Callable[[str], httpx.AsyncClient], model: Model, session: str, tokens: int
 ) -> None:
-    client = clients("0")
-    await ask(client, "warm", "up")
-    model.forget()
-    model.mode("slow", delay=0.05, text=LONG)
+    client = await warm(clients("0"), model)
     found = await read_tokens(client, session, tokens)
     left_at = time.monotonic()
     turn = await ended(client, found)
@@ -134,10 +136,7 @@ async def test_the_answer_goes_on_while_detached_and_is_stored(
 async def test_after_detach_the_answer_is_stopped_and_kept_as_partial(
     clients: Callable[[str], httpx.AsyncClient], model: Model, session: str
 ) -> None:
-    client = clients("1s")
-    await ask(client, "warm", "up")
-    model.forget()
-    model.mode("slow", delay=0.05, text=LONG)
+    client = await warm(clients("1s"), model)
     found = await read_tokens(client, session, 3)
     left_at = time.monotonic()
     turn = await ended(client, found)
@@ -149,10 +148,7 @@ async def test_after_detach_the_answer_is_stopped_and_kept_as_partial(
 async def test_a_reader_of_json_that_leaves_counts_too(
     clients: Callable[[str], httpx.AsyncClient], model: Model, session: str
 ) -> None:
-    client = clients("0")
-    await ask(client, "warm", "up")
-    model.forget()
-    model.mode("slow", delay=0.05, text=LONG)
+    client = await warm(clients("0"), model)
     url, body = f"/v1/sessions/{session}/turns", {"message": "tell me", "stream": False}
     reading = asyncio.create_task(client.post(url, json=body))
     await eventually(lambda: model.requests() and model.requests()[0]["sent"])
@@ -172,8 +168,7 @@ async def test_a_stateless_call_ends_when_its_reader_leaves(
     client = clients("0")
     model.mode("slow", delay=0.05, text=LONG)
     async with asking(client, session, "tell me", memory=False) as events:
-        while (await anext(events)).name != "token":
-            pass
+        await read_until(events, "token")
     left_at = time.monotonic()
     await closed_within(model, left_at, 1.0)
 

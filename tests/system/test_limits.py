@@ -14,7 +14,7 @@ from waiting import eventually, quickly
 
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import Event, ask, asking
+from system.streams import Event, ask, asking, read_until
 
 AT_ONCE_SECONDS = 1.0
 
@@ -24,8 +24,7 @@ async def open_answer(
 ) -> AsyncIterator[Event]:
     """An answer that goes on until the stack is left (or nobody holds it any more)."""
     events = await stack.enter_async_context(asking(client, session, "tell me everything"))
-    while (await anext(events)).name != "token":
-        pass
+    await read_until(events, "token")
     return events
 
 
@@ -38,6 +37,12 @@ async def refused(client: httpx.AsyncClient, status: int, code: str, **body: Any
     assert response.headers["content-type"] == "application/problem+json"
     assert response.json()["code"] == code
     assert int(response.headers["retry-after"]) >= 1
+
+
+async def room(client: httpx.AsyncClient, *, refused_as: int = 429, **body: Any) -> bool:
+    found = await client.post("/v1/sessions/s/turns", json={"message": "now?", **body})
+    assert found.status_code in (200, refused_as)
+    return found.status_code == 200
 
 
 @pytest.mark.parametrize("body", [{"stream": True}, {"stream": False}, {"memory": False}])
@@ -62,12 +67,7 @@ async def test_a_user_has_only_so_many_answers_open(
                 assert [(await anext(events)).name for events in opened] == ["token"] * 2
             # Both have left: their places are free when their answers have ended.
 
-            async def room() -> bool:
-                found = await anna.post("/v1/sessions/s/turns", json={"message": "now?", **body})
-                assert found.status_code in (200, 429)
-                return found.status_code == 200
-
-            await eventually(room)
+            await eventually(lambda: room(anna, **body))
 
 
 async def test_a_place_is_free_as_soon_as_an_answer_has_ended(model: Model, folder: Path) -> None:
@@ -106,12 +106,7 @@ async def test_a_process_has_only_so_many_answers_open(model: Model, folder: Pat
                 assert [(await anext(events)).name for events in opened] == ["token"] * 3
                 model.mode("ok")
 
-            async def room() -> bool:
-                found = await clients[3].post("/v1/sessions/s/turns", json={"message": "now?"})
-                assert found.status_code in (200, 503)
-                return found.status_code == 200
-
-            await eventually(room)
+            await eventually(lambda: room(clients[3], refused_as=503))
 
 
 async def test_many_at_once_over_the_limit_are_each_told_so(model: Model, folder: Path) -> None:

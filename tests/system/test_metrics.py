@@ -13,7 +13,7 @@ from waiting import eventually, wait_for
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import answer, ask, asking
+from system.streams import answer, ask, asking, read_until
 from system.test_workers import workers_of
 
 Groups = dict[str, dict[str, Any]]
@@ -57,12 +57,10 @@ async def test_metrics_tell_states_and_nobody(model: Model, folder: Path) -> Non
             ready = (await client.get("/health/ready")).json()["projection"]
             assert ready == {"status": "ok", "behind": 0, "lag_seconds": 0.0, "poisoned": 0}
 
-            model.mode("slow", delay=0.1, text="one two three four")
+            model.mode("hang_after", chunks=2, text="one two three four")
             async with asking(other, "kumquat-session", "count") as stream:
-                async for event in stream:
-                    if event.name == "token":
-                        assert (await scraped(client))["strata_open_streams"] == 1
-                        break
+                await read_until(stream, "token")
+                assert (await scraped(client))["strata_open_streams"] == 1
 
             async def closed() -> bool:
                 return (await scraped(client))["strata_open_streams"] == 0
@@ -81,13 +79,14 @@ async def test_workers_tell_of_one_another(model: Model, folder: Path, shared: G
             counts = [(await scraped(client))["strata_recall_seconds_count"] for _ in range(6)]
             assert counts == sorted(counts), "whoever answers tells of all"
             assert counts[0] >= 12
-            model.mode("slow", delay=0.3, text="one two three four five six seven eight")
+            model.mode("held", text="one two three four five six seven eight")
             asked = [asyncio.create_task(ask(client, f"s{n}", "count")) for n in range(4)]
 
             async def all_open() -> bool:
                 return (await scraped(client))["strata_open_streams"] == 4
 
             await eventually(all_open)
+            model.mode()  # lets them go
             await asyncio.gather(*asked)
         folders = set(re.findall(r"strata-metrics-\w+", environment_of(service)))
         assert len(folders) == 1

@@ -16,7 +16,7 @@ from waiting import assert_quick, quickly
 from evals.fake_openai import digest
 from system.conftest import BY_WORDS
 from system.process import Model, serving
-from system.streams import ask, asking, body_of, history, queued, text_of
+from system.streams import ask, asking, body_of, history, queued, read_until, text_of
 
 Groups = dict[str, dict[str, Any]]
 
@@ -115,8 +115,7 @@ async def busy(
         return response.status_code, began, ended
 
     async with asking(running, "s", "the first") as events:
-        while (await anext(events)).name != "accepted":
-            pass
+        await read_until(events, "accepted")
         found = asyncio.gather(*(one(n) for n in range(others)))
         rest = [event async for event in events]
     assert rest[-1].name == "done"
@@ -170,9 +169,7 @@ async def test_a_busy_session_is_409_after_the_configured_wait(
     session = {"wait": f"{seconds}s"}
     with serving(folder, fake=model, embedding=BY_WORDS, session=session) as service:
         async with service.client() as client, asking(client, "s", "first") as events:
-            async for event in events:
-                if event.name == "token":
-                    break
+            await read_until(events, "token")
             for stream in (True, False):
                 with quickly(seconds + 0.3, after=seconds - 0.01):
                     response = await client.post(
@@ -202,14 +199,13 @@ async def test_a_full_queue_refuses_at_once_and_serves_the_others_in_order(
 ) -> None:
     """`limits.waiting_per_session`: 429 with Retry-After over it."""
     waiting = 3
-    model.mode("slow", delay=0.2, text="ten words " * 5)
+    model.mode("held", text="the first of them")
     limits = {"waiting_per_session": waiting}
     with serving(folder, fake=model, embedding=BY_WORDS, limits=limits) as service:
         async with service.client() as client:
             async with asking(client, "s", "number 0") as events:
-                while (await anext(events)).name != "accepted":
-                    pass
-                queued = [await queued(client, "s", f"number {n}") for n in range(1, waiting + 1)]
+                await read_until(events, "accepted")
+                behind = [await queued(client, "s", f"number {n}") for n in range(1, waiting + 1)]
                 for refused in (
                     client.post("/v1/sessions/s/turns", json=body_of("one more", {})),
                     client.post("/v1/sessions/s/turns", json=body_of("more", {"stream": False})),
@@ -225,7 +221,7 @@ async def test_a_full_queue_refuses_at_once_and_serves_the_others_in_order(
                 other = await ask(client, "other", "another session is not held up")
                 assert other[-1].name == "done"
                 assert [event async for event in events][-1].name == "done"
-            for answered in await asyncio.gather(*queued):
+            for answered in await asyncio.gather(*behind):
                 assert answered.json()["status"] == "done"
             assert (await record(client, "there is room again")).status_code == 201
             asked = [m["content"] for m in await history(client, "s") if m["role"] == "user"]

@@ -26,8 +26,9 @@ from system.streams import (
     parse,
     parse_all,
     read_events,
+    read_until,
     text_of,
-)  # fmt: skip
+)
 
 Groups = dict[str, dict[str, Any]]
 QUESTION = "Tell me of the harbour."
@@ -196,13 +197,9 @@ async def test_what_a_crash_has_lost_is_told_as_interrupted(model: Model, folder
         folder, fake=model, embedding=BY_WORDS, session={"partial_flush": "60s", "lease": "60s"}
     ) as service:
         model.mode("hang_after", chunks=3, text="one two three four")
-        found: list[Event] = []
         async with service.client() as client, asking(client, "s", QUESTION) as events:
-            async for event in events:
-                found.append(event)
-                if text_of(found) == "one two three":
-                    service.kill()
-                    break
+            found = await read_until(events, lambda so_far: text_of(so_far) == "one two three")
+            service.kill()
         service.start()
         async with service.client() as client:
             turn_id = found[0].data["turn_id"]

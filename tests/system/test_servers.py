@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from servers.mongo import Mongo
-from servers.proxy import Mode, Proxy
+from servers.proxy import FAULTS, Mode, Proxy
 from waiting import assert_quick, eventually, quickly
 
 from memory.recall.search import BREAK_AFTER
-from system.process import Model, Qdrant, serving
+from system.process import Model, serving
 from system.streams import Event, answer, ask, asking, history, text_of
 
 Groups = dict[str, dict[str, Any]]
@@ -23,19 +23,6 @@ FACT = "My sister Valentina restores grand pianos in Trieste."
 QUESTION = "Who restores grand pianos?"
 DEADLINE = 0.3
 TIMEOUT = 1.0
-FAULTS: list[tuple[Mode, dict[str, Any]]] = [
-    ("refuse", {}),
-    ("reset", {}),
-    ("blackhole", {}),
-    ("latency", {"seconds": 5.0}),
-    ("cut", {"after_bytes": 100}),
-]
-
-
-@pytest.fixture
-def to_qdrant(qdrant_process: Qdrant) -> Iterator[Proxy]:
-    with Proxy("127.0.0.1", qdrant_process.port) as proxy:
-        yield proxy
 
 
 @pytest.fixture
@@ -48,6 +35,17 @@ def through(proxy: Proxy, mongo: Mongo, shared: Groups) -> dict[str, Any]:
     """The configuration of the same database by way of the proxy, with a short deadline."""
     name = shared["store"]["url"].partition("?")[0].rpartition("/")[2]
     return {"url": mongo.database(name, port=proxy.port), "timeout": f"{TIMEOUT}s"}
+
+
+def behind(proxy: Proxy, shared: Groups) -> Groups:
+    """The same index by way of the proxy, with a short deadline."""
+    index = {**shared["index"], "url": f"http://127.0.0.1:{proxy.port}"}
+    return {**shared, "index": index, "recall": {"deadline": f"{DEADLINE}s"}}
+
+
+async def remember(client: httpx.AsyncClient) -> None:
+    await answer(client, "old", FACT)
+    await eventually(lambda: recalled(client, "Valentina"))
 
 
 async def first_token_seconds(client: httpx.AsyncClient, session: str) -> tuple[float, list[Event]]:
@@ -72,12 +70,10 @@ async def test_an_index_server_that_is_away_costs_recall_only_and_catches_up(
     mode: Mode, options: dict[str, Any],
 ) -> None:  # fmt: skip
     """R11: first token ≤ deadline + 50 ms over normal; afterwards every message is indexed."""
-    shared["index"]["url"] = f"http://127.0.0.1:{to_qdrant.port}"
-    shared = {**shared, "recall": {"deadline": f"{DEADLINE}s"}}
+    shared = behind(to_qdrant, shared)
     with serving(folder, fake=model, **shared) as service:
         async with service.client() as client:
-            await answer(client, "old", FACT)
-            await eventually(lambda: recalled(client, "Valentina"))
+            await remember(client)
             normal = median([(await first_token_seconds(client, f"n{n}"))[0] for n in range(5)])
 
             to_qdrant.mode(mode, **options)
@@ -107,8 +103,7 @@ async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
     mode: Mode, options: dict[str, Any],
 ) -> None:  # fmt: skip
     """R11: after some failures answers go without recall at once, until a probe succeeds."""
-    shared["index"]["url"] = f"http://127.0.0.1:{to_qdrant.port}"
-    shared = {**shared, "recall": {"deadline": f"{DEADLINE}s"}}
+    shared = behind(to_qdrant, shared)
 
     async def searched(client: httpx.AsyncClient) -> tuple[float, list[str]]:
         began = time.monotonic()
@@ -122,8 +117,7 @@ async def test_an_index_that_keeps_failing_costs_nobody_the_deadline(
 
     with serving(folder, fake=model, **shared) as service:
         async with service.client() as client:
-            await answer(client, "old", FACT)
-            await eventually(lambda: recalled(client, "Valentina"))
+            await remember(client)
             assert await breaker(client) == ("closed", False)
             normal = median([(await searched(client))[0] for _ in range(5)])
             to_qdrant.mode(mode, **options)

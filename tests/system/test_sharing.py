@@ -19,6 +19,8 @@ from memory.stores.mongo.store import MongoStore
 from memory.strata import put_together
 
 KEY = session_key(USER.key, SESSION)
+# Long enough that it has not ended before it is met.
+CLAIM = timedelta(seconds=2)
 
 
 @asynccontextmanager
@@ -61,7 +63,7 @@ async def test_a_session_that_another_worker_projects_is_left_to_it(
         await say(strata, "My dog is called Biscuit.")
         await strata.projector.caught_up()
         await say(strata, "My cat is called Shortbread.")
-        ends = now() + timedelta(seconds=1)
+        ends = now() + CLAIM
         assert await strata.store.sessions.claim(KEY, worker="other", until=ends, now=now())
         assert not await strata.projector.run_once()
         assert await strata.store.work.pending() == [KEY]
@@ -77,7 +79,7 @@ async def test_a_session_is_gone_only_when_nobody_writes_its_points_any_more(
     async with opened(mongo_url, tmp_path) as strata:
         await say(strata, "My dog is called Biscuit.")
         await strata.projector.caught_up()
-        ends = now() + timedelta(seconds=1)
+        ends = now() + CLAIM
         assert await strata.store.sessions.claim(KEY, worker="other", until=ends, now=now())
         erasing = asyncio.create_task(strata.history.delete_session(USER, SESSION))
         await asyncio.sleep(0)

@@ -18,7 +18,7 @@ from waiting import assert_quick, eventually, wait_for
 
 from system.conftest import BY_WORDS
 from system.process import Model, Service, serving
-from system.streams import Event, ask, asking, history, queued, text_of
+from system.streams import Event, ask, asking, history, queued, read_until, text_of
 
 STREAMS = 50
 GRACE_SECONDS = 3.0
@@ -128,8 +128,7 @@ async def test_turns_that_wait_for_their_session_are_refused_when_it_stops(
     with serving(folder, fake=model, embedding=BY_WORDS, server={"grace": "500ms"}) as service:
         async with service.client() as client:
             async with asking(client, "s", "first") as events:
-                while (await anext(events)).name != "token":
-                    pass
+                await read_until(events, "token")
                 waiting = [await queued(client, "s", f"waiting {n}") for n in range(4)]
                 began = time.monotonic()
                 service.child.signal(signal.SIGTERM)

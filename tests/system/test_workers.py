@@ -13,7 +13,7 @@ import pytest
 from waiting import eventually, wait_for
 
 from system.process import Model, Service, serving, strata
-from system.streams import answer, ask, asking, history, text_of
+from system.streams import answer, ask, asking, history, read_until, text_of
 
 Groups = dict[str, dict[str, Any]]
 
@@ -122,10 +122,8 @@ async def test_a_dead_workers_turn_and_projections_are_taken_over(
             await answer(client, "s", "My dog is called Biscuit.")
             model.mode("slow", delay=0.2, text="a b c d e f g h i j k l")
             async with asking(client, "s", "Tell me the alphabet.") as stream:
-                async for event in stream:
-                    if event.name == "token":
-                        one.kill()
-                        break
+                await read_until(stream, "token")
+                one.kill()
         two = stack.enter_context(serving(folder / "2", fake=model, **shared))
         model.forget()
         async with two.client() as client:

@@ -7,7 +7,7 @@ import random
 import time
 from typing import Any
 
-from servers.proxy import Mode, Proxy
+from servers.proxy import FAULTS, Proxy
 from system.process import Model
 from waiting import eventually
 
@@ -16,13 +16,6 @@ from torture.cluster import Cluster
 from torture.said import Said
 from torture.scenarios import TOKEN_SECONDS, Row, answered, clients
 
-FAULTS: list[tuple[Mode, dict[str, Any]]] = [
-    ("refuse", {}),
-    ("reset", {}),
-    ("blackhole", {}),
-    ("latency", {"seconds": 5.0}),
-    ("cut", {"after_bytes": 100}),
-]
 CATCHING_UP_SECONDS = 120.0
 BREAKER_SECONDS = 30.0
 SEARCHED = 20

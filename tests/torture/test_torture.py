@@ -31,12 +31,6 @@ def sqlite(tmp_path: Path, model: Model, rng: random.Random) -> Iterator[Cluster
 
 
 @pytest.fixture
-def to_qdrant(qdrant_process: Qdrant) -> Iterator[Proxy]:
-    with Proxy("127.0.0.1", qdrant_process.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def shared(
     tmp_path: Path, model: Model, rng: random.Random, mongo: Mongo, qdrant_process: Qdrant,
     to_qdrant: Proxy,

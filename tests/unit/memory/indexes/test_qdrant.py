@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from contract.test_index import DIMENSIONS, embed, point
 from qdrant_client import QdrantClient
-from servers.proxy import Mode, Proxy
+from servers.proxy import FAULTS, Mode, Proxy
 from servers.qdrant import QdrantServer
 from waiting import quickly
 
@@ -244,16 +244,7 @@ async def test_an_address_where_nobody_listens_is_said_at_once(server: QdrantSer
     await index.close()
 
 
-@pytest.mark.parametrize(
-    ("mode", "options"),
-    [
-        ("refuse", {}),
-        ("reset", {}),
-        ("blackhole", {}),
-        ("latency", {"seconds": 5.0}),
-        ("cut", {"after_bytes": 100}),
-    ],
-)
+@pytest.mark.parametrize(("mode", "options"), FAULTS)
 async def test_a_broken_network_is_an_error_in_time_and_is_forgotten_when_it_heals(
     server: QdrantServer, mode: Mode, options: dict[str, float]
 ) -> None:
