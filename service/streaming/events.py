@@ -101,20 +101,11 @@ class Snapshot(Protocol):
     """One attempt at an answer as far as it is known now. `accepted` is None for a stateless one;
     `length` is in code points; `end` is None while it runs, and for one that was cut off."""
 
-    @property
-    def accepted(self) -> Accepted | None: ...
-
-    @property
-    def receipt(self) -> Receipt | None: ...
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def ended(self) -> bool: ...
-
-    @property
-    def end(self) -> End | None: ...
+    accepted: Accepted | None
+    receipt: Receipt | None
+    length: int
+    ended: bool
+    end: End | None
 
     def tokens(self, at: int) -> Sequence[Token]:
         """The next of its text from code point `at` < `length` on, one at least."""

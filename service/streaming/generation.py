@@ -106,7 +106,15 @@ class Generation:
 
     async def _outcome(self) -> tuple[TurnStatus, TurnError | None]:
         """Call the model, with checkpoints, and say how that ended."""
-        checkpoints = self._checkpoints(self._open_turn) if self._open_turn is not None else None
+        checkpoints, open_turn = None, self._open_turn
+        if open_turn is not None:
+            checkpoints = Checkpoints(
+                self.answer,
+                self._session,
+                flush=lambda: open_turn.flush(self.answer.text),
+                lost=lambda: self.stop("lost"),
+                gate=self._flushes,
+            )
         self._model_call = asyncio.create_task(self._call_model(), name="answer")
         if self._stop is not None:
             self._model_call.cancel()
@@ -155,15 +163,6 @@ class Generation:
                     self._metrics.first_token(self._elapsed_seconds())
                 self.answer.add(text)
 
-    def _checkpoints(self, open_turn: OpenTurn) -> Checkpoints:
-        return Checkpoints(
-            self.answer,
-            self._session,
-            flush=lambda: open_turn.flush(self.answer.text),
-            lost=lambda: self.stop("lost"),
-            gate=self._flushes,
-        )
-
     async def _store(self, status: TurnStatus, error: TurnError | None) -> End:
         """Store the answer, if it is to be stored; the last event of it."""
         text, usage, receipt = self.answer.seal(), self._usage, self.answer.receipt
@@ -205,8 +204,7 @@ class Generation:
         )
 
     def _failed(self, error: TurnError) -> TurnError:
-        if self.status == "running":
-            self.status = "interrupted" if error.code == "interrupted" else "failed"
+        self.status = "interrupted" if error.code == "interrupted" else "failed"
         return error
 
     def _elapsed_seconds(self) -> float:

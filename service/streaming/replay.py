@@ -14,17 +14,14 @@ from datetime import timedelta
 from memory import Strata, User
 from memory.errors import NotFound, StoreUnavailable
 from memory.models import Turn, now
-from memory.receipt import Receipt
-from service.streaming.answer_buffer import PING_SECONDS
+from service.streaming.answer_buffer import PING_SECONDS, AnswerBuffer
 from service.streaming.events import (
     ERASED,
     INTERRUPTED,
     RESTARTED,
-    Accepted,
     Cursor,
     Done,
     End,
-    Token,
     accepted_of,
     after,
     run_of,
@@ -38,48 +35,30 @@ WATCH_EVERY_SECONDS = 2.0
 WATCHED = timedelta(seconds=6)
 
 
-class StoredAnswer:
-    """A Snapshot of a turn as it stands in the store."""
+def stored_answer(turn: Turn) -> AnswerBuffer:
+    """The answer as it stands in the store, which is another each time it is read."""
+    answer = AnswerBuffer(accepted_of(turn))
+    if turn.receipt is not None:
+        answer.show(turn.receipt)
+    if turn.assistant is not None and turn.assistant.content:
+        answer.add(turn.assistant.content)
+    if turn.status != "running":
+        answer.finish(_end_of(turn))
+    return answer
 
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
-        self._text = turn.assistant.content if turn.assistant else ""
 
-    @property
-    def accepted(self) -> Accepted:
-        return accepted_of(self._turn)
-
-    @property
-    def receipt(self) -> Receipt | None:
-        return self._turn.receipt
-
-    @property
-    def length(self) -> int:
-        return len(self._text)
-
-    @property
-    def ended(self) -> bool:
-        return self._turn.status != "running"
-
-    @property
-    def end(self) -> End | None:
-        turn = self._turn
-        if not self.ended:
-            return None
-        if turn.error is not None:
-            return turn.error
-        if turn.status == "interrupted":
-            return INTERRUPTED
-        return Done(
-            turn_id=turn.id,
-            message_id=turn.assistant.id if turn.assistant else None,
-            finish_reason=turn.finish_reason,
-            usage=turn.usage,
-            model=turn.model,
-        )
-
-    def tokens(self, at: int) -> list[Token]:
-        return [Token(self.length, self._text[at:])]
+def _end_of(turn: Turn) -> End:
+    if turn.error is not None:
+        return turn.error
+    if turn.status == "interrupted":
+        return INTERRUPTED
+    return Done(
+        turn_id=turn.id,
+        message_id=turn.assistant.id if turn.assistant else None,
+        finish_reason=turn.finish_reason,
+        usage=turn.usage,
+        model=turn.model,
+    )
 
 
 def run_read(turn: Turn, cursor: Cursor) -> str:
@@ -100,7 +79,7 @@ async def replay(
             yield [RESTARTED]
             return
         if not cursor.ended:
-            events, cursor = after(cursor, StoredAnswer(turn))
+            events, cursor = after(cursor, stored_answer(turn))
             if events or time.monotonic() - yielded >= PING_SECONDS:
                 yielded = time.monotonic()
                 yield events

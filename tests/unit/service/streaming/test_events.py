@@ -26,7 +26,7 @@ from service.streaming.events import (
     builtins_of,
     cursor_of,
 )
-from service.streaming.replay import StoredAnswer
+from service.streaming.replay import stored_answer
 from unit.builders import turn
 
 TURN = "0a.1b:0000000003"
@@ -161,7 +161,7 @@ def test_a_reader_gets_each_event_once_wherever_it_reads(
         look = looks[n] if n < len(looks) else "live"
         if look == "wait" and n <= len(changes):
             continue
-        as_stored = StoredAnswer(stored_as(stored, live))
+        as_stored = stored_answer(stored_as(stored, live))
         events, cursor = read(as_stored if look == "stored" else live, cursor)
         if events and look == "resumed":
             cursor = cursor_of(fields(encode(events[-1:]))[1], stored.id)
@@ -205,7 +205,7 @@ def test_a_stateless_answer_begins_with_its_context() -> None:
 
 @pytest.mark.parametrize("status", ["done", "interrupted"])
 def test_text_that_a_crash_has_lost_is_an_interruption(status: Any) -> None:
-    answer = StoredAnswer(turn("question", "text", status=status))
+    answer = stored_answer(turn("question", "text", status=status))
     events, cursor = after(Cursor(1, 2, 100), answer)
     assert (events, cursor.ended) == ([INTERRUPTED], True)
 
