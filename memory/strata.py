@@ -14,7 +14,7 @@ import structlog
 
 from memory.config import BudgetConfig, ConfigSource, MemoryConfig
 from memory.context.builder import ContextBuilder
-from memory.embeddings.dense import DenseModel
+from memory.embeddings import DenseModel
 from memory.errors import IndexUnavailable, StoreUnavailable, StrataError
 from memory.history import History
 from memory.indexes import make_index

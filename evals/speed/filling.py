@@ -11,7 +11,7 @@ import msgspec
 
 from evals.speed.turns import user_texts
 from memory import MemoryConfig, User
-from memory.embeddings import sparse
+from memory.embeddings import SparseVector, sparse_document
 from memory.ids import MessageId, SessionKey, UserKey
 from memory.indexes import make_index
 from memory.indexes.base import Point, VectorIndex
@@ -104,7 +104,7 @@ async def _fill_index(index: VectorIndex, points: int, turns: int) -> None:
     try:
         if await index.count() >= points:
             return
-        vectors = [sparse.embed_document(text) for text in user_texts()]
+        vectors = [sparse_document(text) for text in user_texts()]
         made = _points(points, _sessions(max(turns, USERS * SESSION_TURNS)), vectors)
         while batch := [point for point, _ in zip(made, range(POINTS_AT_ONCE), strict=False)]:
             await index.upsert(batch)
@@ -116,7 +116,7 @@ async def _fill_index(index: VectorIndex, points: int, turns: int) -> None:
 def _points(
     points: int,
     sessions: Sequence[tuple[User, str, SessionKey]],
-    vectors: Sequence[sparse.SparseVector],
+    vectors: Sequence[SparseVector],
 ) -> Iterator[Point]:
     day, expires = now().toordinal(), int((now() + timedelta(seconds=TTL_SECONDS)).timestamp())
     for n in range(points):

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypedDict
 
-from memory.embeddings.sparse import SparseVector
+from memory.embeddings import SparseVector
 from memory.ids import MessageId, SessionKey, UserKey
 from memory.indexes.features import Features, Payload
 

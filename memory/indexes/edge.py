@@ -21,7 +21,7 @@ from uuid import UUID
 import qdrant_edge as edge
 from cachetools import LRUCache
 
-from memory.embeddings.sparse import SparseVector
+from memory.embeddings import SparseVector
 from memory.errors import IndexUnavailable
 from memory.ids import MessageId, SessionKey, UserKey
 from memory.indexes.base import KNOWN_USERS, MOST_SPEAKERS, Hit, Hits, Point, dense_name

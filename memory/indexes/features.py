@@ -6,7 +6,7 @@ import hashlib
 from typing import Any, TypedDict, cast
 
 from memory.ids import MessageId, SessionKey, UserKey
-from memory.text.language import words
+from memory.text import words
 
 
 class Features(TypedDict):

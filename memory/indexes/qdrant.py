@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cachetools import TTLCache
 
-from memory.embeddings.sparse import SparseVector
+from memory.embeddings import SparseVector
 from memory.errors import IndexUnavailable
 from memory.ids import MessageId, SessionKey, UserKey
 from memory.indexes.base import KNOWN_USERS, MOST_SPEAKERS, Hit, Hits, Point, dense_name

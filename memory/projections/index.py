@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from memory.embeddings.dense import DenseModel
+from memory.embeddings import DenseModel
 from memory.errors import EmbeddingUnavailable, StoreUnavailable
 from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex

@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from memory.embeddings import sparse
+from memory.embeddings import SparseVector, sparse_document
 from memory.indexes.base import Document, Point
 from memory.indexes.features import Payload, name_hashes
 from memory.models import Message, Turn, now
-from memory.text.passages import cut, dense_key, lexical_key, point_id
+from memory.text import cut, dense_key, lexical_key, point_id
 from memory.tokens import TokenCounter
 
 
@@ -53,11 +53,11 @@ def passages_of(turns: Iterable[Turn]) -> list[Passage]:
     return found
 
 
-def sparse_vector(line: Sequence[Passage], position: int) -> sparse.SparseVector:
+def sparse_vector(line: Sequence[Passage], position: int) -> SparseVector:
     """The document weights of one passage with its neighbours in `line`."""
     near = line[max(0, position - 1) : position + 2]
     day = line[position].message.created_at.date()
-    return sparse.embed_document(lexical_key(day, [(p.message, p.text) for p in near]))
+    return sparse_document(lexical_key(day, [(p.message, p.text) for p in near]))
 
 
 def make_points(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import structlog
 
-from memory.embeddings.dense import DenseModel
+from memory.embeddings import DenseModel
 from memory.errors import EmbeddingUnavailable, IndexUnavailable, StoreUnavailable
 from memory.ids import MessageId
 from memory.indexes.base import VectorIndex

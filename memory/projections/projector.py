@@ -14,7 +14,7 @@ from typing import NamedTuple
 import structlog
 
 from memory.config import ConfigSource, MemoryConfig
-from memory.embeddings.dense import DenseModel
+from memory.embeddings import DenseModel
 from memory.errors import StoreUnavailable, StrataError, reason
 from memory.ids import SessionKey
 from memory.indexes.base import VectorIndex

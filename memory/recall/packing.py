@@ -8,7 +8,7 @@ from datetime import date
 from typing import NamedTuple
 
 from memory.models import Message, Recollection
-from memory.text.passages import Span, cut, written_day
+from memory.text import Span, cut, written_day
 from memory.tokens import TokenCounter
 
 OPEN, CLOSE = "<memory>", "</memory>"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from memory.ids import UserKey
 from memory.indexes.features import name_hash
-from memory.text import language
+from memory.text import detect_language, words
 
 _MONTHS = {
     name: number
@@ -73,7 +73,7 @@ class Query(NamedTuple):
 
 def read(text: str, *, user: UserKey, speakers: frozenset[str]) -> Query:
     """Understand a question of `user`, in whose memory `speakers` (hashed names) take part."""
-    english = language.detect(text) == "english"
+    english = detect_language(text) == "english"
     names = {}
     if speakers:
         hashes = ((word, name_hash(user, word)) for word in _name_like(text))
@@ -95,7 +95,7 @@ def read(text: str, *, user: UserKey, speakers: frozenset[str]) -> Query:
 
 def _name_like(text: str) -> set[str]:
     """Words that may be names: capitalised ones, or any in a question without capitals."""
-    found = {re.sub(r"['’]s?$", "", word) for word in language.words(text)}
+    found = {re.sub(r"['’]s?$", "", word) for word in words(text)}
     capitals = {word for word in found if word[:1].isupper() or not word[:1].islower()}
     return capitals if any(word[:1].isupper() for word in found) else found
 

@@ -19,8 +19,7 @@ import structlog
 
 from memory.breaker import Breaker
 from memory.config import ConfigSource, MemoryConfig, TtlConfig
-from memory.embeddings import sparse
-from memory.embeddings.dense import DenseModel
+from memory.embeddings import DenseModel, sparse_query
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
 from memory.ids import MessageId, SessionKey, TurnId, UserKey
 from memory.indexes.base import VectorIndex
@@ -30,7 +29,7 @@ from memory.recall.fusion import Candidate, fuse
 from memory.recall.query import Query, read
 from memory.sessions.visibility import in_living_sessions
 from memory.stores.base import Store
-from memory.text.passages import cut
+from memory.text import cut
 
 # Of the deadline: what is left is for the search itself, by words if the vector is late.
 EMBEDDING_SHARE = 0.7
@@ -132,7 +131,7 @@ class Recall:
         hits = await index.search(
             user=user,
             session=session,
-            sparse=sparse.embed_query(asked.question.text),
+            sparse=sparse_query(asked.question.text),
             dense=asked.vector,
             limit=self._config.current.recall.candidates,
             now=now,

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from memory.models import Message
-from memory.text.language import split_unspaced, words
-from memory.text.passages import sentences, speaker_of, written_day
+from memory.text import sentences, speaker_of, split_unspaced, words, written_day
 
 MAX_STATEMENT_CHARACTERS = 400
 

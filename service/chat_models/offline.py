@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from memory.recall.packing import CLOSE, OPEN
-from memory.text.language import split_unspaced, words
+from memory.text import split_unspaced, words
 
 NAME = "offline"
 _BLOCK = re.compile(f"{OPEN}\n(.*?)\n{CLOSE}", re.DOTALL)

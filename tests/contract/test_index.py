@@ -15,13 +15,13 @@ from qdrant_client import AsyncQdrantClient, QdrantClient
 from servers.qdrant import RUN, QdrantServer
 from unit.builders import NOON, LetterEmbeddings
 
-from memory.embeddings import sparse
+from memory.embeddings import SparseVector, sparse_document, sparse_query
 from memory.errors import IndexUnavailable
 from memory.indexes.base import Document, Hit, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
 from memory.indexes.features import FEATURES, Payload, name_hash
 from memory.indexes.qdrant import QdrantIndex
-from memory.text.passages import point_id
+from memory.text import point_id
 
 Opener = Callable[[], VectorIndex]
 DIMENSIONS = 8
@@ -110,7 +110,7 @@ def point(
         expires_at=math.ceil(expires.timestamp()),
     )  # fmt: skip
     vector = embed(text) if dense else None
-    return Point(point_id(message, passage), payload, sparse.embed_document(text), vector)
+    return Point(point_id(message, passage), payload, sparse_document(text), vector)
 
 
 def texts(hits: Sequence[Hit]) -> list[str]:
@@ -127,7 +127,7 @@ async def lexical(
     now: datetime = NOON,
 ) -> list[str]:
     hits = await index.search(
-        user=user, session=session, sparse=sparse.embed_query(words), dense=None, limit=limit,
+        user=user, session=session, sparse=sparse_query(words), dense=None, limit=limit,
         now=now,
     )  # fmt: skip
     assert hits.dense == []
@@ -136,7 +136,7 @@ async def lexical(
 
 async def dense(index: VectorIndex, text: str, *, user: str = "anna") -> list[str]:
     hits = await index.search(
-        user=user, sparse=sparse.SparseVector([], []), dense=embed(text), limit=10, now=NOON
+        user=user, sparse=SparseVector([], []), dense=embed(text), limit=10, now=NOON
     )
     assert hits.lexical == []
     return texts(hits.dense)
@@ -174,7 +174,7 @@ async def test_hits_carry_their_payload_and_both_rankings_are_best_first(
     stored = [point("green tea tea"), point("green grass"), point("black coffee")]
     await index.upsert(stored)
     hits = await index.search(
-        user="anna", sparse=sparse.embed_query("green tea"), dense=embed("green grass"), limit=10,
+        user="anna", sparse=sparse_query("green tea"), dense=embed("green grass"), limit=10,
         now=NOON,
     )  # fmt: skip
     assert texts(hits.lexical) == ["green tea tea", "green grass"]
@@ -200,7 +200,7 @@ async def test_the_text_of_a_passage_is_not_kept_unless_asked_for(
     await index.upsert([point("green tea")._replace(document=document)])
     await index.flush()
     hits = await index.search(
-        user="anna", sparse=sparse.embed_query("tea"), dense=None, limit=9, now=NOON
+        user="anna", sparse=sparse_query("tea"), dense=None, limit=9, now=NOON
     )
     assert set(hits.lexical[0].payload) & {"page_content", "metadata"} == set()
     embedded = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
@@ -217,7 +217,7 @@ async def test_a_search_finds_the_users_own_points_alone(index: VectorIndex) -> 
     assert await lexical(index, "tea", user="nobody") == []
     for user in ("anna", "oskar"):
         hits = await index.search(
-            user=user, sparse=sparse.embed_query("tea"), dense=embed("tea"), limit=10, now=NOON
+            user=user, sparse=sparse_query("tea"), dense=embed("tea"), limit=10, now=NOON
         )
         found = {hit.payload["message"] for hit in (*hits.lexical, *hits.dense)}
         assert found == {f"{user}.s1.green tea"}
@@ -262,7 +262,7 @@ async def test_a_hit_tells_the_newest_features_of_its_point(index: VectorIndex) 
     features: Payload = {**before.payload, "tokens": 99, "role": "assistant", "session": "s9"}
     await index.upsert([before._replace(payload=features)])
     hits = await index.search(
-        user="anna", sparse=sparse.embed_query("tea"), dense=embed("tea"), limit=9, now=NOON
+        user="anna", sparse=sparse_query("tea"), dense=embed("tea"), limit=9, now=NOON
     )
     for (hit,) in hits:
         told = (hit.payload["tokens"], hit.payload["role"], hit.payload["session"])
@@ -294,7 +294,7 @@ async def test_sparse_vectors_are_replaced_and_unknown_points_passed_over(
 ) -> None:
     known = point("green tea")
     await index.upsert([known])
-    new = sparse.embed_document("black coffee")
+    new = sparse_document("black coffee")
     await index.update_sparse([(known.id, new), (point_id("unknown", 0), new)])
     await index.update_sparse([])
     assert await lexical(index, "tea") == []
@@ -329,7 +329,7 @@ async def test_a_model_may_have_other_dimensions(index: VectorIndex) -> None:
     assert await index.use_model("letters", 3)
     await index.update_dense([(point("tea").id, [1.0, 0.0, 0.0])])
     hits = await index.search(
-        user="anna", sparse=sparse.SparseVector([], []), dense=[1.0, 0.0, 0.0], limit=1, now=NOON
+        user="anna", sparse=SparseVector([], []), dense=[1.0, 0.0, 0.0], limit=1, now=NOON
     )
     assert texts(hits.dense) == ["tea"]
 

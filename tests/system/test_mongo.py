@@ -27,7 +27,7 @@ from unit.builders import NOON, SESSION, USER, counter, dialogue, turn
 from waiting import wait_for
 
 from memory import MemoryConfig, Strata, TurnRequest
-from memory.embeddings.dense import DenseModel
+from memory.embeddings import DenseModel
 from memory.errors import ConfigError, StoreUnavailable
 from memory.models import Segment, Summary, Turn, User, new_session, now, session_key
 from memory.stores.mongo.collections import INDEXES

@@ -12,7 +12,7 @@ from unit.builders import SESSION, USER, counter
 from waiting import eventually
 
 from memory import MemoryConfig, Strata, TurnRequest
-from memory.embeddings.dense import DenseModel
+from memory.embeddings import DenseModel
 from memory.indexes import make_index
 from memory.models import now, session_key
 from memory.stores.mongo.store import MongoStore

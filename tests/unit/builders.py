@@ -17,8 +17,7 @@ from waiting import eventually
 from memory import MemoryConfig, Strata, TurnRequest, User, open_memory
 from memory.config import ConfigSource, EmbeddingConfig
 from memory.context.builder import ContextBuilder
-from memory.embeddings.dense import DenseModel, LoadedEmbeddings
-from memory.embeddings.sparse import SparseVector
+from memory.embeddings import DenseModel, LoadedEmbeddings, SparseVector
 from memory.errors import TurnEnded
 from memory.indexes import make_index
 from memory.indexes.base import Hits, Point, VectorIndex

@@ -16,7 +16,7 @@ import pytest
 from waiting import PATIENCE_SECONDS
 
 from memory.config import DEFAULT_EMBEDDING, EmbeddingConfig
-from memory.embeddings.dense import SHIPPED, DenseModel
+from memory.embeddings import SHIPPED, DenseModel
 from memory.errors import EmbeddingUnavailable
 from unit.builders import LateModel, LetterEmbeddings
 

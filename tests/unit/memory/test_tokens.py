@@ -135,7 +135,7 @@ def test_shipped_files_are_what_their_checksums_say() -> None:
     "work",
     [
         "from memory.tokens import load_counter; assert not load_counter('gpt-4.1-mini').estimated",
-        "import asyncio; from memory.embeddings.dense import DenseModel\n"
+        "import asyncio; from memory.embeddings import DenseModel\n"
         "from memory.config import EmbeddingConfig\n"
         "model = DenseModel(EmbeddingConfig()); asyncio.run(model.load())\n"
         "assert model.state == 'ready', model.reason\n"

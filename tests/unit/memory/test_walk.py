@@ -13,7 +13,7 @@ from memory import Incoming, Strata, TurnRequest, User
 from memory.errors import NotFound, TurnLost
 from memory.models import TurnError, session_key
 from memory.open_turn import OpenTurn
-from memory.text.passages import cut
+from memory.text import cut
 from unit.builders import count_messages, counter, opened
 from unit.texts import odd_text
 

@@ -15,7 +15,7 @@ from memory.errors import BudgetExceeded
 from memory.models import Recalled, Recollection, Summary, Turn
 from memory.recall.packing import quoted
 from memory.receipt import Context, Layers
-from memory.text.passages import cut
+from memory.text import cut
 from memory.tokens import EstimatedCounter, TokenCounter
 from memory.window import EARLIER, shown
 from unit.builders import NOON, count_messages, counter, dialogue, message, turn

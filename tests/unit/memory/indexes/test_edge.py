@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from contract.test_index import point
 
-from memory.embeddings import sparse
+from memory.embeddings import sparse_query
 from memory.errors import IndexUnavailable
 from memory.indexes import edge
 from memory.indexes.edge import EdgeIndex
@@ -64,11 +64,11 @@ async def test_features_that_memory_has_no_room_for_are_read_from_the_folder(
     await index.upsert([point(f"tea {n}", dense=False) for n in range(12)])
     for known in (10, 8):
         await index.search(
-            user="anna", sparse=sparse.embed_query("nothing"), dense=None, limit=9, now=NOON
+            user="anna", sparse=sparse_query("nothing"), dense=None, limit=9, now=NOON
         )
         assert len(index._known) == known
     hits = await index.search(
-        user="anna", sparse=sparse.embed_query("tea"), dense=None, limit=99, now=NOON
+        user="anna", sparse=sparse_query("tea"), dense=None, limit=99, now=NOON
     )
     found = {hit.payload["message"] for hit in hits.lexical}
     assert found == {f"anna.s1.tea {n}" for n in range(12)}

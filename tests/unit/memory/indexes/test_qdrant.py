@@ -19,7 +19,7 @@ from servers.proxy import FAULTS, Mode, Proxy
 from servers.qdrant import QdrantServer
 from waiting import quickly
 
-from memory.embeddings import sparse
+from memory.embeddings import sparse_query
 from memory.errors import IndexUnavailable
 from memory.indexes import qdrant
 from memory.indexes.base import Document, Point, dense_name
@@ -57,7 +57,7 @@ def with_text(text: str) -> Point:
 
 async def found(index: QdrantIndex, words: str) -> list[str]:
     hits = await index.search(
-        user="anna", sparse=sparse.embed_query(words), dense=embed(words), limit=9, now=NOON
+        user="anna", sparse=sparse_query(words), dense=embed(words), limit=9, now=NOON
     )
     return [hit.payload["message"].rpartition(".")[2] for hit in hits.lexical]
 
@@ -290,7 +290,7 @@ async def test_what_was_written_survives_the_death_of_the_server(tmp_path: Path)
         assert not await index.open()
         assert not await index.use_model("other", 3)
         hits = await index.search(
-            user="anna", sparse=sparse.embed_query("tea"), dense=[1.0, 0.0, 0.0], limit=9, now=NOON
+            user="anna", sparse=sparse_query("tea"), dense=[1.0, 0.0, 0.0], limit=9, now=NOON
         )
         assert [len(ranking) for ranking in hits] == [1, 1]
         assert await index.speakers("anna") == {"x"}

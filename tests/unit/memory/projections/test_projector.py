@@ -16,8 +16,7 @@ from waiting import PATIENCE_SECONDS, eventually
 
 import memory
 from memory import Incoming, Strata, TurnRequest
-from memory.embeddings.dense import DenseModel
-from memory.embeddings.sparse import SparseVector, embed_query
+from memory.embeddings import DenseModel, SparseVector, sparse_query
 from memory.errors import EmbeddingUnavailable, IndexUnavailable
 from memory.indexes.base import Point
 from memory.log.transitions import answered
@@ -26,7 +25,7 @@ from memory.projections.backoff import BACKOFF_SECONDS, JITTER
 from memory.projections.index import BATCH_TURNS
 from memory.projections.projector import FAILURES
 from memory.stores.base import PAGE
-from memory.text.passages import cut
+from memory.text import cut
 from unit.builders import (
     SESSION,
     USER,
@@ -59,7 +58,7 @@ async def found_by_words(strata: Strata, words: str) -> set[str]:
     """The texts of the messages whose points are found by these words."""
     assert strata.index is not None
     hits = await strata.index.search(
-        user=USER.key, sparse=embed_query(words), dense=None, limit=500, now=now()
+        user=USER.key, sparse=sparse_query(words), dense=None, limit=500, now=now()
     )
     return await _texts(strata, [hit.payload["message"] for hit in hits.lexical])
 
@@ -436,7 +435,7 @@ async def test_another_model_embeds_everything_anew(tmp_path: Path, meanwhile: b
 class Moody(LetterEmbeddings):
     away = True
 
-    def embed_query(self, text: str) -> list[float]:
+    def sparse_query(self, text: str) -> list[float]:
         if self.away:
             raise OSError("no route to host")
         return super().embed_query(text)
@@ -486,7 +485,7 @@ class Choking(LetterEmbeddings):
 
     away = False
 
-    def embed_query(self, text: str) -> list[float]:
+    def sparse_query(self, text: str) -> list[float]:
         if self.away or MARKER in text:
             raise ValueError(f"cannot read {text}")
         return super().embed_query(text)

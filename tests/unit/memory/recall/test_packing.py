@@ -10,7 +10,7 @@ from waiting import quickly
 
 from memory.models import Recollection
 from memory.recall.packing import CLOSE, OPEN, Packed, pack, quoted
-from memory.text.passages import cut
+from memory.text import cut
 from unit.builders import NOON, counter, message
 from unit.texts import odd_text, said
 

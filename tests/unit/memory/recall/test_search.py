@@ -12,14 +12,13 @@ from waiting import quickly
 
 from memory.breaker import Breaker
 from memory.config import ConfigSource, MemoryConfig
-from memory.embeddings.dense import DenseModel
-from memory.embeddings.sparse import embed_document
+from memory.embeddings import DenseModel, sparse_document
 from memory.errors import IndexUnavailable
 from memory.indexes.base import Hits, Point, VectorIndex
 from memory.indexes.edge import EdgeIndex
 from memory.indexes.features import Payload, name_hashes
 from memory.recall.search import BREAK_AFTER, Ranked, Recall
-from memory.text.passages import point_id
+from memory.text import point_id
 from unit.builders import NOON, IndexAround, LateModel, LetterEmbeddings
 
 FAR = int((NOON + timedelta(days=999)).timestamp())
@@ -32,7 +31,7 @@ def point(text: str, *, speaker: str = "", role: str = "user", session: str = "s
         tokens=len(text.split()), passage=0, expires_at=FAR,
     )  # fmt: skip
     vector = LetterEmbeddings().embed_query(f"{speaker or role}: {text}")
-    return Point(point_id(text, 0), payload, embed_document(f"{speaker} {text}"), vector)
+    return Point(point_id(text, 0), payload, sparse_document(f"{speaker} {text}"), vector)
 
 
 class Asked(LetterEmbeddings):
@@ -41,7 +40,7 @@ class Asked(LetterEmbeddings):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def embed_query(self, text: str) -> list[float]:
+    def sparse_query(self, text: str) -> list[float]:
         self.texts.append(text)
         return super().embed_query(text)
 
@@ -199,7 +198,7 @@ async def test_a_cancelled_search_stays_cancelled(index: EdgeIndex, model: LateM
 
 async def test_a_model_that_fails_leaves_the_words(index: EdgeIndex) -> None:
     class Failing(LetterEmbeddings):
-        def embed_query(self, text: str) -> list[float]:
+        def sparse_query(self, text: str) -> list[float]:
             raise OSError("no route")
 
     failing = LateModel(Failing())

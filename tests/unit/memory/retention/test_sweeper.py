@@ -9,7 +9,7 @@ import pytest
 from waiting import eventually
 
 from memory import Incoming, Strata, TurnRequest, open_memory
-from memory.embeddings.sparse import embed_query
+from memory.embeddings import sparse_query
 from memory.errors import NotFound
 from memory.locks import SessionLocks
 from memory.models import NEVER, Summary, Turn, now, session_key
@@ -139,7 +139,7 @@ async def test_what_lives_on_keeps_its_history_and_loses_every_trace_of_what_wen
         messages, _ = await strata.history.messages(USER, SESSION, before=None, limit=9)
         assert [m.seq for m in messages] == [3, 4, 5, 6]
         hits = await strata.index.search(
-            user=USER.key, sparse=embed_query("canary xylophons"), dense=None, limit=9, now=now()
+            user=USER.key, sparse=sparse_query("canary xylophons"), dense=None, limit=9, now=now()
         )
         assert hits.lexical == [], "its words have left the neighbours' vectors"
         context = await strata.memory.preview(

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 from hypothesis import given
 
-from memory.embeddings.sparse import SparseVector, embed_document, embed_query
+from memory.embeddings import SparseVector, sparse_document, sparse_query
 from unit.texts import any_text
 
 
 def shared(question: str, document: str) -> set[int]:
-    return set(embed_query(question).indices) & set(embed_document(document).indices)
+    return set(sparse_query(question).indices) & set(sparse_document(document).indices)
 
 
 def test_a_question_meets_the_other_forms_of_its_words() -> None:
@@ -15,7 +15,7 @@ def test_a_question_meets_the_other_forms_of_its_words() -> None:
 
 
 def test_stop_words_find_nothing() -> None:
-    assert embed_query("what is the") == SparseVector([], [])
+    assert sparse_query("what is the") == SparseVector([], [])
     assert not shared("what is the", "the cat is what it is")
 
 
@@ -30,16 +30,16 @@ def test_chinese_is_found_by_pairs_of_characters() -> None:
 
 
 def test_a_document_weighs_what_it_repeats_and_a_query_each_word_once() -> None:
-    once = embed_document("tea with some milk")
-    often = embed_document("tea tea tea with some milk")
-    tea = next(iter(set(embed_query("tea").indices)))
+    once = sparse_document("tea with some milk")
+    often = sparse_document("tea tea tea with some milk")
+    tea = next(iter(set(sparse_query("tea").indices)))
     assert dict(zip(*often, strict=True))[tea] > dict(zip(*once, strict=True))[tea]
-    assert set(embed_query("tea tea tea").values) == {1.0}
+    assert set(sparse_query("tea tea tea").values) == {1.0}
 
 
 @given(any_text)
 def test_any_text_has_a_repeatable_vector_of_distinct_words(text: str) -> None:
-    for embed in (embed_document, embed_query):
+    for embed in (sparse_document, sparse_query):
         vector = embed(text)
         assert vector == embed(text)
         assert len(set(vector.indices)) == len(vector.indices) == len(vector.values)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.text.passages import (
+from memory.text import (
     PIECE_CHARACTERS,
     TAIL_CHARACTERS,
     WHOLE_CHARACTERS,

@@ -1,7 +1,13 @@
-"""Dense vectors through LangChain's Embeddings: FastEmbed over the shipped model, OpenAI, none.
+"""The two vectors of a text: one of its meaning, by an embedding model, one of its words (BM25).
 
-`DenseModel` loads in the background: the service starts without waiting for it, recall searches by
-words until it is loaded, and `reason` says why it was not. Vectors are never made up.
+`DenseModel` goes through LangChain's Embeddings: FastEmbed over the shipped model, OpenAI, none. It
+loads in the background: the service starts without waiting for it, recall searches by words until
+it is loaded, and `reason` says why it was not. Vectors are never made up.
+
+Sparse vectors are document weights here, IDF in Qdrant (Robertson and Zaragoza 2009). Tokenising,
+stop words, stems and hashing are Qdrant's own (`qdrant_edge.Bm25`), in the language of the text. A
+document has one form of each word; a query has two, its own language's and the English one, so
+that a short question of unclear language still matches the words of a longer text.
 """
 
 from __future__ import annotations
@@ -14,14 +20,17 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from langchain_core.embeddings import Embeddings
 from pydantic import SecretStr
+from qdrant_edge import Bm25, Bm25Config, DisabledStemmer, StopwordsSet
 
 from memory.config import DEFAULT_EMBEDDING, EmbeddingConfig
 from memory.errors import ConfigError, EmbeddingUnavailable
+from memory.text import UNKNOWN, detect_language, split_unspaced
 from memory.tokens import ASSETS
 
 REQUEST_SECONDS = 10.0  # of an endpoint
@@ -203,3 +212,38 @@ def _load_openai(config: EmbeddingConfig) -> LoadedEmbeddings:
     # own back-off.
     dimensions = config.dimensions or len(model(1).embed_query("dimensions"))
     return LoadedEmbeddings(model(0), dimensions, json.dumps([config.name, config.base_url]))
+
+
+K1, B, AVERAGE_WORDS = 1.2, 0.75, 60.0
+
+
+class SparseVector(NamedTuple):
+    """`values[n]` is the weight of the word whose hash is `indices[n]`."""
+
+    indices: list[int]
+    values: list[float]
+
+
+@lru_cache(maxsize=16)
+def _bm25(name: str) -> Bm25:
+    if name != UNKNOWN:
+        return Bm25(Bm25Config(k=K1, b=B, avg_len=AVERAGE_WORDS, language=name))
+    nothing = StopwordsSet(languages=set(), custom=set())
+    plain = Bm25Config(
+        k=K1, b=B, avg_len=AVERAGE_WORDS, stopwords=nothing, stemmer=DisabledStemmer()
+    )
+    return Bm25(plain)
+
+
+def sparse_document(text: str) -> SparseVector:
+    """BM25 weights of the words of a passage (term frequency and length; IDF is Qdrant's)."""
+    vector = _bm25(detect_language(text)).embed_document(split_unspaced(text))
+    return SparseVector(list(vector.indices), list(vector.values))
+
+
+def sparse_query(text: str) -> SparseVector:
+    """Weight 1 for every form of every word; may be empty (only stop words)."""
+    prepared = split_unspaced(text)
+    forms = {detect_language(text), "english"}
+    indices = sorted({i for name in forms for i in _bm25(name).embed_query(prepared).indices})
+    return SparseVector(indices, [1.0] * len(indices))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 
-from memory.text.language import UNKNOWN, detect, split_unspaced, words
+from memory.text import UNKNOWN, detect_language, split_unspaced, words
 from unit.texts import any_text
 
 
@@ -28,11 +28,11 @@ from unit.texts import any_text
     ],
 )
 def test_a_language_is_told_by_its_function_words_or_not_at_all(text: str, language: str) -> None:
-    assert detect(text) == language
+    assert detect_language(text) == language
 
 
 def test_only_the_beginning_of_a_long_text_is_looked_at() -> None:
-    assert detect("the cat and the dog " * 100 + "der die das und " * 5000) == "english"
+    assert detect_language("the cat and the dog " * 100 + "der die das und " * 5000) == "english"
 
 
 def test_words_keep_their_apostrophes() -> None:
@@ -49,6 +49,6 @@ def test_unspaced_scripts_become_pairs() -> None:
 
 @given(any_text)
 def test_any_text_has_a_language_and_words(text: str) -> None:
-    assert isinstance(detect(text), str)
+    assert isinstance(detect_language(text), str)
     assert all(word in text for word in words(text))
     split_unspaced(text)
