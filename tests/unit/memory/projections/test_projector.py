@@ -435,7 +435,7 @@ async def test_another_model_embeds_everything_anew(tmp_path: Path, meanwhile: b
 class Moody(LetterEmbeddings):
     away = True
 
-    def sparse_query(self, text: str) -> list[float]:
+    def embed_query(self, text: str) -> list[float]:
         if self.away:
             raise OSError("no route to host")
         return super().embed_query(text)
@@ -485,7 +485,7 @@ class Choking(LetterEmbeddings):
 
     away = False
 
-    def sparse_query(self, text: str) -> list[float]:
+    def embed_query(self, text: str) -> list[float]:
         if self.away or MARKER in text:
             raise ValueError(f"cannot read {text}")
         return super().embed_query(text)

@@ -40,7 +40,7 @@ class Asked(LetterEmbeddings):
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def sparse_query(self, text: str) -> list[float]:
+    def embed_query(self, text: str) -> list[float]:
         self.texts.append(text)
         return super().embed_query(text)
 
@@ -198,7 +198,7 @@ async def test_a_cancelled_search_stays_cancelled(index: EdgeIndex, model: LateM
 
 async def test_a_model_that_fails_leaves_the_words(index: EdgeIndex) -> None:
     class Failing(LetterEmbeddings):
-        def sparse_query(self, text: str) -> list[float]:
+        def embed_query(self, text: str) -> list[float]:
             raise OSError("no route")
 
     failing = LateModel(Failing())
