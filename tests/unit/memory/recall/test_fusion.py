@@ -47,6 +47,18 @@ def test_what_both_keys_find_comes_first() -> None:
     assert order(hits)[-1] == "none"
 
 
+def test_what_a_key_did_not_return_counts_as_its_lowest() -> None:
+    """Neither better nor worse: a key returns its best, and says nothing of the rest."""
+
+    def scores(hits: Hits) -> dict[str, float]:
+        return {c.payload["message"]: c.score for c in fuse(hits, PLAIN, CONFIG)}
+
+    words, meaning = [hit("a", 10.0), hit("b", 9.0)], [hit("a", 0.4), hit("c", 0.6)]
+    without = scores(Hits(words, meaning))
+    assert without == scores(Hits([*words, hit("c", 9.0)], [*meaning, hit("b", 0.4)]))
+    assert without != scores(Hits([*words, hit("c", 0.0)], [*meaning, hit("b", 0.4)]))
+
+
 def test_ranks_are_those_of_each_key() -> None:
     hits = Hits([hit("a", 2.0), hit("b", 1.0)], [hit("b", 0.5)])
     found = {
