@@ -13,7 +13,7 @@ from waiting import PATIENCE_SECONDS
 from service.process import connection
 from service.process.server import new_event_loop
 
-STUCK_SECONDS = 2.0
+STUCK_SECONDS = 1.0
 
 
 async def endless(scope: Any, receive: Any, send: Any) -> None:
