@@ -88,7 +88,7 @@ async def open_services(
         except BudgetExceeded as error:
             raise ConfigError("model.system", str(error)) from error
         chat = asyncio.create_task(asyncio.to_thread(make_chat_model, settings.model))
-        strata.recall.timed = metrics.recalled
+        strata.recall.timed = metrics.recall_seconds.observe
         answers = Answers(config, strata, chat=chat, model_name=name, metrics=metrics)
         services = Services(
             config=config,

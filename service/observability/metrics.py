@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from prometheus_client import (
@@ -35,7 +35,8 @@ _TOKENS = (100, 250, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_00
 
 
 class Metrics:
-    """The numbers of one process. Labels are names from the contract, never from a request."""
+    """The numbers of one process, for the code that has them to set. Seconds of a turn count from
+    its request on; labels are names from the contract, never from a request."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -44,21 +45,23 @@ class Metrics:
         def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(name, what, buckets=buckets, registry=registry)
 
-        self._turns = counter("strata_turns", "Turns that ended, by status.", ["status"])
-        self._turn_seconds = histogram(
+        self.turns = counter("strata_turns", "Turns that ended, by status.", ["status"])
+        self.turn_seconds = histogram(
             "strata_turn_seconds", "From the request to the stored answer.", _TURNS
         )
-        self._first_token = histogram(
+        self.first_token_seconds = histogram(
             "strata_first_token_seconds", "From the request to the first token.", _WAITS
         )
-        self._model_call = histogram(
+        self.model_call_seconds = histogram(
             "strata_model_call_seconds", "From the request to the call of the model.", _WAITS
         )
-        self._context = histogram("strata_context_tokens", "Tokens of the contexts sent.", _TOKENS)
-        self._degraded = counter(
+        self.context_tokens = histogram(
+            "strata_context_tokens", "Tokens of the contexts sent.", _TOKENS
+        )
+        self.degraded = counter(
             "strata_degraded", "Contexts that lacked a part, by part.", ["part"]
         )
-        self._recall = histogram(
+        self.recall_seconds = histogram(
             "strata_recall_seconds", "What recall took, failed or not.", _RECALLS
         )
         self._streams = gauge(
@@ -68,26 +71,6 @@ class Metrics:
             "strata_breakers_open", "Processes that do without a part that keeps failing.",
             ["part"], multiprocess_mode="livesum",
         )  # fmt: skip
-
-    def turn_ended(self, status: str, seconds: float) -> None:
-        """`seconds` since the request came."""
-        self._turns.labels(status).inc()
-        self._turn_seconds.observe(seconds)
-
-    def model_called(
-        self, elapsed_seconds: float, *, context_tokens: int, degraded: Sequence[str]
-    ) -> None:
-        self._model_call.observe(elapsed_seconds)
-        self._context.observe(context_tokens)
-        for part in degraded:
-            self._degraded.labels(part).inc()
-
-    def first_token(self, seconds: float) -> None:
-        """`seconds` since the request came."""
-        self._first_token.observe(seconds)
-
-    def recalled(self, seconds: float) -> None:
-        self._recall.observe(seconds)
 
     def refresh(self, *, open_streams: int, strata: Strata) -> None:
         """Set the numbers that are states: how many answers run, which breakers are open."""

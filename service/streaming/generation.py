@@ -25,8 +25,7 @@ from memory.receipt import ChatMessage, Context
 from memory.tokens import TokenCounter
 from service.chat_models.answer import ModelFailed, Piece
 from service.observability.metrics import Metrics
-from service.streaming.answer_buffer import AnswerBuffer
-from service.streaming.checkpoints import Checkpoints
+from service.streaming.answer_buffer import AnswerBuffer, Checkpoints
 from service.streaming.events import ERASED, Done, End, accepted_of, run_of
 
 log = structlog.get_logger("strata.turn")
@@ -101,7 +100,8 @@ class Generation:
                 self._open_turn.abandon()
             if self._detach is not None:
                 self._detach.cancel()
-            self._metrics.turn_ended(self.status, self._elapsed_seconds())
+            self._metrics.turns.labels(self.status).inc()
+            self._metrics.turn_seconds.observe(self._elapsed_seconds())
             self.answer.finish(end)
 
     async def _outcome(self) -> tuple[TurnStatus, TurnError | None]:
@@ -149,9 +149,10 @@ class Generation:
             prompt_tokens=receipt.used_tokens,
             degraded=list(receipt.degraded),
         )
-        self._metrics.model_called(
-            elapsed_seconds, context_tokens=receipt.used_tokens, degraded=receipt.degraded
-        )
+        self._metrics.model_call_seconds.observe(elapsed_seconds)
+        self._metrics.context_tokens.observe(receipt.used_tokens)
+        for part in receipt.degraded:
+            self._metrics.degraded.labels(part).inc()
         async for piece in self._stream(context.messages):
             if self._stop is not None:
                 raise asyncio.CancelledError  # a library on the way has swallowed it
@@ -160,7 +161,7 @@ class Generation:
             text = storable(piece.text)
             if text:
                 if not self.answer.length:
-                    self._metrics.first_token(self._elapsed_seconds())
+                    self._metrics.first_token_seconds.observe(self._elapsed_seconds())
                 self.answer.add(text)
 
     async def _store(self, status: TurnStatus, error: TurnError | None) -> End:
@@ -194,14 +195,8 @@ class Generation:
         if error is not None:
             return error
         turn = self.ended_turn
-        stored = turn.assistant if turn else None
-        return Done(
-            turn_id=turn.id if turn else None,
-            message_id=stored.id if stored else None,
-            finish_reason=finish_reason,
-            usage=usage,
-            model=self.model_name,
-        )
+        message_id = turn.assistant.id if turn and turn.assistant else None
+        return Done(turn.id if turn else None, message_id, finish_reason, usage, self.model_name)
 
     def _failed(self, error: TurnError) -> TurnError:
         self.status = "interrupted" if error.code == "interrupted" else "failed"

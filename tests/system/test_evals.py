@@ -22,7 +22,7 @@ BUDGETS = (256, 512)
 # Where tiktoken looks for o200k_base: the sha1 of the URL that it knows it by.
 CACHE_NAME = "fb374d419588a4632f3f557e76b4b70aebbca790"
 DEADLINE_SECONDS = 300.0
-MOST_FILES = 36  # that one streamed turn touches in memory/ and service/
+MOST_FILES = 32  # that one streamed turn touches in memory/ and service/
 
 
 def run(

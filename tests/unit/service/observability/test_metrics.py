@@ -17,11 +17,15 @@ def samples(metrics: Metrics, projection: ProjectionState | None = None) -> dict
 def test_what_is_told_is_counted() -> None:
     metrics = Metrics()
     for status in ("done", "done", "failed"):
-        metrics.turn_ended(status, 0.3)
-    metrics.model_called(0.02, context_tokens=900, degraded=("recall", "summary"))
-    metrics.model_called(0.02, context_tokens=100, degraded=())
-    metrics.first_token(0.2)
-    metrics.recalled(0.004)
+        metrics.turns.labels(status).inc()
+        metrics.turn_seconds.observe(0.3)
+    for tokens in (900, 100):
+        metrics.model_call_seconds.observe(0.02)
+        metrics.context_tokens.observe(tokens)
+    for part in ("recall", "summary"):
+        metrics.degraded.labels(part).inc()
+    metrics.first_token_seconds.observe(0.2)
+    metrics.recall_seconds.observe(0.004)
     found = samples(metrics)
     assert found["strata_turns_total,status=done"] == 2
     assert found["strata_turns_total,status=failed"] == 1
@@ -44,5 +48,5 @@ def test_without_the_store_nothing_is_said_of_the_projection() -> None:
 
 def test_two_of_them_in_one_process_know_nothing_of_each_other() -> None:
     one, two = Metrics(), Metrics()
-    one.turn_ended("done", 0.1)
+    one.turns.labels("done").inc()
     assert "strata_turns_total,status=done" not in samples(two)

@@ -8,8 +8,7 @@ from waiting import eventually
 
 from memory.config import SessionConfig
 from memory.errors import StoreUnavailable, TurnLost
-from service.streaming.answer_buffer import AnswerBuffer
-from service.streaming.checkpoints import LEASE_PARTS, Checkpoints
+from service.streaming.answer_buffer import LEASE_PARTS, AnswerBuffer, Checkpoints
 
 
 class Store:
