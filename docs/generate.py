@@ -58,21 +58,22 @@ def _packages() -> Iterator[str]:
         "how they play together."
     )
     folder = None
-    for path in sorted(_modules(), key=lambda p: (p.parent.as_posix(), p.name)):
+    for path in _modules():
         docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
         if not docstring:
             continue
         here = path.parent.relative_to(ROOT).as_posix()
         if here != folder:
             folder = here
-            yield from ("", f"## {here}/", "", "| file | |", "|---|---|")
+            yield from ("", f"## {here}/", "", "| file | what it is |", "|---|---|")
         first = re.split(r"\n\n", docstring)[0].replace("\n", " ").replace("|", "\\|")
         yield f"| `{path.name}` | {first} |"
 
 
 def _modules() -> Iterator[Path]:
     for package in ("memory", "service", "evals"):
-        yield from (ROOT / package).rglob("*.py")
+        found = (ROOT / package).rglob("*.py")
+        yield from sorted(found, key=lambda path: (path.parent.as_posix(), path.name))
 
 
 def _pictures() -> dict[Path, str]:

@@ -124,6 +124,14 @@ def test_pictures_hold_text_and_load_nothing() -> None:
         assert path.stat().st_size < 60_000, path
 
 
+def test_metrics_on_the_page_are_those_of_the_service() -> None:
+    page = (DOCS / "operations.md").read_text("utf-8")
+    named = re.findall(r"`(strata_\w+?)(?:_total)?(?:\{(\w+)\})?`", page)
+    made = (ROOT / "service" / "observability" / "metrics.py").read_text("utf-8")
+    assert {name for name, _ in named} == set(re.findall(r'"(strata_\w+)"', made))
+    assert all(f'["{label}"]' in made for _, label in named if label)
+
+
 def test_hooks_call_tools_that_the_project_installs() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
     for repo in config["repos"]:
