@@ -9,13 +9,14 @@ from typing import Any
 
 import httpx
 import pytest
+from unit.builders import count_messages
 
 from evals.speed.bench import BASELINE_TURNS, MEMORY_TURNS
 from evals.speed.processes import Service, model_server, service
 from evals.speed.turns import quiet, take_turn, user_texts
 from memory.config import BudgetConfig
 from memory.receipt import ChatMessage
-from memory.tokens import TiktokenCounter, count_messages
+from memory.tokens import TiktokenCounter
 
 # Turns 17 to 24 of short sessions against as many of the long one, in turns.
 SHORT_SESSIONS, WARM_TURNS, BLOCK_TURNS = 12, 16, 8
