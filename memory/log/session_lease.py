@@ -30,7 +30,6 @@ POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 0.25
 POLL_GROWTH = 1.5
 RETRY_SECONDS = 1.0
-MOST_WAITING = 64
 
 
 class OpenedSession(NamedTuple):
@@ -65,9 +64,7 @@ class SessionQueue:
     def is_free(self, key: SessionKey) -> bool:
         return key not in self._places
 
-    async def acquire(
-        self, key: SessionKey, *, wait_seconds: float, most_waiting: int = MOST_WAITING
-    ) -> None:
+    async def acquire(self, key: SessionKey, *, wait_seconds: float, most_waiting: int) -> None:
         """Raises SessionBusy when the session is not free in time, TooManyWaiting when
         `most_waiting` wait for it already, Stopping when the queue is shut."""
         if self._shut.is_set():
