@@ -59,7 +59,7 @@ async def test_a_bounded_wait_is_busy_after_its_time() -> None:
 async def test_an_endless_wait_ends_when_the_gate_is_freed() -> None:
     gates = SessionQueue()
     await gates.acquire("s", wait_seconds=0, most_waiting=64)
-    waiter = asyncio.create_task(gates.acquire("s", wait_seconds=math.inf))
+    waiter = asyncio.create_task(gates.acquire("s", wait_seconds=math.inf, most_waiting=64))
     await asyncio.sleep(0)
     gates.release("s")
     await asyncio.wait_for(waiter, PATIENCE_SECONDS)
@@ -77,7 +77,7 @@ async def test_who_comes_between_a_release_and_the_next_in_line_waits_no_longer_
     gates.release("s")  # `first` is woken, but has not run yet
     with pytest.raises(SessionBusy):
         async with asyncio.timeout(PATIENCE_SECONDS):
-            await gates.acquire("s", wait_seconds=patience)
+            await gates.acquire("s", wait_seconds=patience, most_waiting=64)
     await first
     gates.release("s")
     assert gates.is_free("s")
