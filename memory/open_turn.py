@@ -120,7 +120,7 @@ class OpenTurn:
         message: MessageStatus = "partial" if status == "failed" and text else status
         return answered(
             self.turn,
-            text,
+            str(text),  # a model's text may be a subclass, which no codec knows
             status=status,
             message_status=message,
             counter=self._log.counter,

@@ -214,6 +214,16 @@ async def test_the_fake_model_answers_as_scripted_and_keeps_its_calls() -> None:
     assert [call[-1].content for call in model.calls] == ["hello", "hello", "x", "x"]
 
 
+async def test_a_turn_is_finished_with_what_a_chat_model_gives(strata: Strata) -> None:
+    model = FakeChatModel(answers=["Lyon, lovely!"])
+    async with strata.turn(ANNA, "s1", "I moved to Lyon.") as turn:
+        context = await turn.context()
+        answer = await model.ainvoke([(m.role, m.content) for m in context.messages])
+        await turn.flush(answer.text)
+        assert (await turn.finish(answer.text)).assistant is not None
+    assert [message.type for message in model.calls[0]] == ["system", "human"]
+
+
 async def test_any_chat_model_can_summarise(tmp_path: Path) -> None:
     model = FakeChatModel(answers=["Anna has 3 cats, moved to Lyon on 3 May 2023 and met Bruno."])
     writer = ModelSummarizer(model, counter=counter(), context_tokens=4000)
