@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memory.errors import StoreUnavailable
+from memory.models import Turn
+from memory.stores.codec import Codec
 from memory.stores.sqlite.lock import FolderLock
 
 T = TypeVar("T")
@@ -59,12 +61,7 @@ class Database:
         connection = sqlite3.connect(
             self._path, timeout=self._timeout, isolation_level=None, check_same_thread=False
         )
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "secure_delete=ON",
-            "cache_size=-1000",
-        ):
+        for pragma in "journal_mode=WAL synchronous=FULL secure_delete=ON cache_size=-1000".split():
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
@@ -135,9 +132,7 @@ class Database:
     async def _on(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(thread, work)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"SQLite: {error}") from error
-        except RuntimeError as error:  # the thread pool is shut down
+        except (sqlite3.Error, RuntimeError) as error:  # the latter when the threads have ended
             raise StoreUnavailable(f"SQLite: {error}") from error
 
     @staticmethod
@@ -146,12 +141,30 @@ class Database:
             raise StoreUnavailable("the store is not open")
         return connection
 
+    async def erase(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """A transaction whose deletions are gone from every file when it returns."""
+        result = await self.transaction(work)
+        await self.checkpoint()
+        return result
+
     async def checkpoint(self) -> None:
         """Let what was deleted leave the write-ahead log, too."""
         # Read to its end on its own thread: a statement in progress locks out the writes after it.
         await self._write(
             lambda: self._opened(self._writer).execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         )
+
+
+class Facet:
+    """What a facet of the store works with."""
+
+    def __init__(self, db: Database, codec: Codec) -> None:
+        self._db = db
+        self._codec = codec
+
+    async def _turns(self, where: str, values: Sequence[Any] = ()) -> list[Turn]:
+        bodies = await self._db.column(f"SELECT body FROM turns WHERE {where}", values)
+        return [self._codec.turn_from_row(body) for body in bodies]
 
 
 def _write_nothing_new(db: sqlite3.Connection) -> None:
@@ -162,3 +175,8 @@ def _write_nothing_new(db: sqlite3.Connection) -> None:
 def marks(values: Sequence[Any]) -> str:
     """The placeholders of so many values."""
     return ",".join("?" * len(values))
+
+
+def into(table: str, columns: Sequence[str]) -> str:
+    """The end of an INSERT of one row."""
+    return f"INTO {table} ({', '.join(columns)}) VALUES ({marks(columns)})"

@@ -1,4 +1,4 @@
-"""Session documents in the embedded store."""
+"""Session documents and their segments in the embedded store."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from typing import Any
 import msgspec
 
 from memory.ids import SessionKey, UserKey
-from memory.models import Session
+from memory.models import Segment, Session
 from memory.stores.base import PAGE
-from memory.stores.codec import Codec, SessionRow
-from memory.stores.sqlite.database import Database, marks
+from memory.stores.codec import SegmentRow, SessionRow
+from memory.stores.sqlite.database import Facet, into
 from memory.stores.sqlite.work import is_resetting
 
 SESSION = "body, lexical_through, dense_through"  # as Codec.session_from_row takes them
-INTO = f"INTO sessions ({', '.join(SessionRow._fields)}) VALUES ({marks(SessionRow._fields)})"
+INTO = into("sessions", SessionRow._fields)
 PUT = f"INSERT OR REPLACE {INTO}"
+PUT_SEGMENT = f"INSERT OR REPLACE {into('segments', SegmentRow._fields)}"
+OF_SESSION = "FROM segments WHERE session_key = ?"
 
 
-class SqliteSessions:
+class SqliteSessions(Facet):
     """`SessionsStore` in SQLite."""
-
-    def __init__(self, db: Database, codec: Codec) -> None:
-        self._db = db
-        self._codec = codec
 
     async def get(self, key: SessionKey) -> Session | None:
         found = await self._sessions("key = ?", (key,))
@@ -72,32 +70,17 @@ class SqliteSessions:
         pass
 
     async def delete(self, session_key: SessionKey, *, through: int | None = None) -> int:
-        which = "session_key = ?" if through is None else "session_key = ? AND seq <= ?"
-        values = (session_key,) if through is None else (session_key, through)
-
-        def work(db: sqlite3.Connection) -> int:
-            db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))
-            gone = db.execute(f"DELETE FROM turns WHERE {which}", values).rowcount
-            if through is None:
-                db.execute("DELETE FROM sessions WHERE key = ?", (session_key,))
-            return gone
-
-        deleted = await self._db.transaction(work)
-        await self._db.checkpoint()
-        return deleted
+        return await self._db.erase(lambda db: _delete(db, session_key, through))
 
     async def delete_if_empty(self, session_key: SessionKey) -> bool:
         def work(db: sqlite3.Connection) -> bool:
             turn = "SELECT 1 FROM turns WHERE session_key = ? LIMIT 1"
             if db.execute(turn, (session_key,)).fetchone():
                 return False
-            db.execute("DELETE FROM segments WHERE session_key = ?", (session_key,))
-            db.execute("DELETE FROM sessions WHERE key = ?", (session_key,))
+            _delete(db, session_key, None)
             return True
 
-        forgotten = await self._db.transaction(work)
-        await self._db.checkpoint()
-        return forgotten
+        return await self._db.erase(work)
 
     async def with_expired_turns(self, *, before: datetime, limit: int = PAGE) -> list[SessionKey]:
         return await self._db.column(
@@ -114,6 +97,33 @@ class SqliteSessions:
     async def _sessions(self, where: str, values: Sequence[Any]) -> list[Session]:
         rows = await self._db.rows(f"SELECT {SESSION} FROM sessions WHERE {where}", values)
         return [self._codec.session_from_row(*row) for row in rows]
+
+
+class SqliteSegments(Facet):
+    """`SegmentsStore` in SQLite."""
+
+    async def put(self, segment: Segment) -> None:
+        await self._db.execute(PUT_SEGMENT, self._codec.segment_row(segment))
+
+    async def of(self, session_key: SessionKey, *, now: datetime) -> list[Segment]:
+        bodies = await self._db.column(
+            f"SELECT body {OF_SESSION} AND expires_at > ? ORDER BY first_seq",
+            (session_key, now.timestamp()),
+        )
+        return [self._codec.segment_from_row(body) for body in bodies]
+
+    async def delete(self, session_key: SessionKey) -> None:
+        await self._db.execute(f"DELETE {OF_SESSION}", (session_key,))
+
+
+def _delete(db: sqlite3.Connection, key: SessionKey, through: int | None) -> int:
+    db.execute(f"DELETE {OF_SESSION}", (key,))
+    if through is not None:
+        turns = db.execute("DELETE FROM turns WHERE session_key = ? AND seq <= ?", (key, through))
+    else:
+        turns = db.execute("DELETE FROM turns WHERE session_key = ?", (key,))
+        db.execute("DELETE FROM sessions WHERE key = ?", (key,))
+    return turns.rowcount
 
 
 def _is_unchanged(session: Session, was: Session) -> bool:

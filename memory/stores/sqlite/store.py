@@ -1,22 +1,33 @@
 """The embedded store: SQLite, one process, one writer thread, one commit before the model call.
 
-`synchronous=FULL` in WAL mode syncs at every commit, so an acknowledged turn survives a loss of
-power; `secure_delete` overwrites what is deleted. An exclusive lock on the data folder keeps a
-second process out.
+An acknowledged turn survives a loss of power.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
+from memory.ids import TurnId
+from memory.models import Turn
+from memory.stores.base import Signal
 from memory.stores.codec import Codec
 from memory.stores.sqlite.database import Database
 from memory.stores.sqlite.schema import prepare
-from memory.stores.sqlite.segments import SqliteSegments
-from memory.stores.sqlite.sessions import SqliteSessions
-from memory.stores.sqlite.signals import SqliteSignals
+from memory.stores.sqlite.sessions import SqliteSegments, SqliteSessions
 from memory.stores.sqlite.turns import SqliteTurns
 from memory.stores.sqlite.work import SqliteWork
+
+
+class NoSignals:
+    """`SignalsStore` of turns that all run in this process: no other one asks anything."""
+
+    async def send(self, turn: Turn, *, cancel: bool = False, watched: datetime | None) -> None:
+        pass
+
+    async def read(self, turns: Sequence[Turn]) -> dict[TurnId, Signal]:
+        return {}
 
 
 class SqliteStore:
@@ -33,7 +44,7 @@ class SqliteStore:
         self.sessions = SqliteSessions(self._db, codec)
         self.segments = SqliteSegments(self._db, codec)
         self.work = SqliteWork(self._db, codec)
-        self.signals = SqliteSignals()
+        self.signals = NoSignals()
 
     async def open(self) -> None:
         """Bring the file up to date, and finish what a crash has cut short. Raises ConfigError for

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
-import msgspec
+from msgspec.structs import replace
 
 from memory.ids import SessionKey, TurnId, UserKey
-from memory.models import LoadedSession, Turn, keyless
+from memory.models import NEVER, LoadedSession, Turn, keyless
 from memory.models import now as current
 from memory.stores.base import PAGE
-from memory.stores.codec import Codec, TurnRow
-from memory.stores.sqlite.database import Database, marks
+from memory.stores.codec import TurnRow
+from memory.stores.sqlite.database import Facet, into, marks
 from memory.stores.sqlite.sessions import SESSION
 
-INSERT = (
-    f"INSERT INTO turns ({', '.join(TurnRow._fields)}, pending_since)"
-    f" VALUES ({marks(TurnRow._fields)}, ?)"
-)
+INSERT = f"INSERT {into('turns', (*TurnRow._fields, 'pending_since'))}"
 
 
-class SqliteTurns:
+class SqliteTurns(Facet):
     """`TurnsStore` in SQLite."""
-
-    def __init__(self, db: Database, codec: Codec) -> None:
-        self._db = db
-        self._codec = codec
 
     async def load(self, session_key: SessionKey, *, limit: int = PAGE) -> LoadedSession:
         def work(db: sqlite3.Connection) -> LoadedSession:
@@ -98,23 +92,11 @@ class SqliteTurns:
         return await self._db.transaction(work)
 
     async def interrupt_running(self) -> int:
-        def work(db: sqlite3.Connection) -> int:
-            bodies = db.execute("SELECT body FROM turns WHERE status = 'running'").fetchall()
-            for (body,) in bodies:
-                turn = self._codec.turn_from_row(body)
-                answer = turn.assistant and msgspec.structs.replace(
-                    turn.assistant, status="interrupted"
-                )
-                row = self._codec.turn_row(
-                    msgspec.structs.replace(turn, status="interrupted", assistant=answer)
-                )
-                db.execute(
-                    "UPDATE turns SET status = ?, body = ? WHERE id = ?",
-                    (row.status, row.body, row.id),
-                )
-            return len(bodies)
+        def interrupted(turn: Turn) -> Turn:
+            answer = turn.assistant and replace(turn.assistant, status="interrupted")
+            return replace(turn, status="interrupted", assistant=answer)
 
-        return await self._db.transaction(work)
+        return await self._replace("status = 'running'", (), interrupted)
 
     async def get(self, turn_id: TurnId, *, now: datetime) -> Turn | None:
         rows = await self._db.rows(
@@ -130,22 +112,11 @@ class SqliteTurns:
         return {turn.id: turn for turn in found}
 
     async def forget_key(self, turn: Turn) -> None:
-        def work(db: sqlite3.Connection) -> None:
-            which = (turn.id, turn.idempotency)
-            found = db.execute(
-                "SELECT body FROM turns WHERE id = ? AND idempotency = ?", which
-            ).fetchone()
-            if found:
-                stored = self._codec.turn_from_row(found[0])
-                row = self._codec.turn_row(
-                    msgspec.structs.replace(stored, idempotency=keyless(turn.id))
-                )
-                db.execute(
-                    "UPDATE turns SET idempotency = ?, body = ? WHERE id = ?",
-                    (row.idempotency, row.body, row.id),
-                )
-
-        await self._db.transaction(work)
+        await self._replace(
+            "id = ? AND idempotency = ?",
+            (turn.id, turn.idempotency),
+            lambda stored: replace(stored, idempotency=keyless(turn.id)),
+        )
 
     async def by_idempotency(self, user_key: UserKey, keys: Sequence[str]) -> dict[str, Turn]:
         found = await self._turns(
@@ -180,22 +151,17 @@ class SqliteTurns:
         until: datetime | None = None,
         before: tuple[datetime, str] | None = None,
     ) -> list[Turn]:
-        where = ["user_key = ?", "expires_at > ?"]
-        values: list[Any] = [user_key, now.timestamp()]
-        if before is not None:
-            where.append("(created_at, id) < (?, ?)")
-            values += [before[0].timestamp(), before[1]]
-        for clause, value in (
-            ("session_key = ?", session_key),
-            ("created_at >= ?", since and since.timestamp()),
-            ("created_at < ?", until and until.timestamp()),
-        ):
-            if value is not None:
-                where.append(clause)
-                values.append(value)
-        return await self._turns(
-            f"{' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT ?", (*values, limit)
-        )
+        # An id is never empty: what was created at `until` comes after (until, "").
+        bounds = [bound for bound in (before, until and (until, "")) if bound]
+        end, id_ = min(bounds, default=(NEVER, ""))
+        where = "user_key = ? AND created_at >= ? AND (created_at, id) < (?, ?) AND expires_at > ?"
+        begin = since.timestamp() if since else -math.inf
+        values: list[Any] = [user_key, begin, end.timestamp(), id_, now.timestamp()]
+        if session_key is not None:
+            where += " AND session_key = ?"
+            values.append(session_key)
+        order = "ORDER BY created_at DESC, id DESC LIMIT ?"
+        return await self._turns(f"{where} {order}", (*values, limit))
 
     async def overdue(self, *, before: datetime, limit: int = PAGE) -> list[Turn]:
         running = await self._turns("status = 'running'")
@@ -210,10 +176,19 @@ class SqliteTurns:
             db.execute(f"DELETE FROM segments WHERE {which}", values)
             return db.execute(f"DELETE FROM turns WHERE {which}", values).rowcount
 
-        deleted = await self._db.transaction(work)
-        await self._db.checkpoint()
-        return deleted
+        return await self._db.erase(work)
 
-    async def _turns(self, where: str, values: Sequence[Any] = ()) -> list[Turn]:
-        bodies = await self._db.column(f"SELECT body FROM turns WHERE {where}", values)
-        return [self._codec.turn_from_row(body) for body in bodies]
+    async def _replace(
+        self, where: str, values: Sequence[Any], change: Callable[[Turn], Turn]
+    ) -> int:
+        def work(db: sqlite3.Connection) -> int:
+            bodies = db.execute(f"SELECT body FROM turns WHERE {where}", values).fetchall()
+            for (body,) in bodies:
+                row = self._codec.turn_row(change(self._codec.turn_from_row(body)))
+                db.execute(
+                    "UPDATE turns SET status = ?, idempotency = ?, body = ? WHERE id = ?",
+                    (row.status, row.idempotency, row.body, row.id),
+                )
+            return len(bodies)
+
+        return await self._db.transaction(work)

@@ -16,8 +16,7 @@ from memory.ids import MessageId, SessionKey, TurnId, UserKey
 from memory.models import Turn, turn_of
 from memory.models import now as current
 from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
-from memory.stores.codec import Codec
-from memory.stores.sqlite.database import Database
+from memory.stores.sqlite.database import Facet
 
 # Ended turns of a session up to one of its messages.
 PENDING_IN = (
@@ -28,12 +27,8 @@ ALL, DENSE = "all", "dense"
 SET_BACK = {ALL: "lexical_through = 0, dense_through = 0", DENSE: "dense_through = 0"}
 
 
-class SqliteWork:
+class SqliteWork(Facet):
     """`WorkStore` in SQLite."""
-
-    def __init__(self, db: Database, codec: Codec) -> None:
-        self._db = db
-        self._codec = codec
 
     async def pending(
         self, *, user_key: UserKey | None = None, finished: bool = False, limit: int = PAGE
@@ -57,11 +52,8 @@ class SqliteWork:
     async def pending_reruns(
         self, session_key: SessionKey, *, through: int, limit: int
     ) -> list[Turn]:
-        bodies = await self._db.column(
-            f"SELECT body FROM turns WHERE {PENDING_IN} AND attempt > 1 ORDER BY seq LIMIT ?",
-            (session_key, through, limit),
-        )
-        return [self._codec.turn_from_row(body) for body in bodies]
+        where = f"{PENDING_IN} AND attempt > 1 ORDER BY seq LIMIT ?"
+        return await self._turns(where, (session_key, through, limit))
 
     async def mark_projected(
         self, session_key: SessionKey, *, through: int, reruns: Mapping[TurnId, int] = NO_RERUNS
