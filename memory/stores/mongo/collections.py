@@ -7,6 +7,7 @@ is sharded.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -59,6 +60,12 @@ INDEXES = (
 def at(id_: str) -> Document:
     """The filter for one document by its id."""
     return {"_id": id_, "user_key": owner(id_)}
+
+
+def all_of(ids: Collection[str]) -> Document:
+    """The filter for documents by their ids."""
+    owners = {owner(id_) for id_ in ids}
+    return {"_id": {"$in": list(ids)}, "user_key": {"$in": list(owners)}}
 
 
 def within(session_key: SessionKey) -> Document:

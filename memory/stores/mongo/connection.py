@@ -142,24 +142,10 @@ class Connection:
         show: Mapping[str, Any] | None = None,
     ) -> list[Document]:
         async with self._do() as collections:
-            found: list[Document] = await _find(collections[collection], where, sort, limit, show)
-        return found
-
-    async def one_and_find(
-        self,
-        one: tuple[str, Document],
-        collection: str,
-        where: Document,
-        *,
-        sort: Order = (),
-        limit: int = 0,
-        show: Mapping[str, Any] | None = None,
-    ) -> tuple[Document | None, list[Document]]:
-        """`one` and `find` at the same time: motor begins each of them when it is called."""
-        async with self._do() as collections:
-            first = collections[one[0]].find_one(one[1])
-            rest = _find(collections[collection], where, sort, limit, show)
-            found: tuple[Document | None, list[Document]] = tuple(await asyncio.gather(first, rest))
+            cursor = collections[collection].find(
+                where, show, sort=list(sort) or None, limit=limit, batch_size=limit
+            )
+            found: list[Document] = await cursor.to_list(None)
         return found
 
     async def insert(self, collection: str, documents: list[Document]) -> int:
@@ -242,14 +228,6 @@ class Connection:
             size = len(page)
             if page:
                 yield {**where, "_id": {"$in": [document["_id"] for document in page]}}
-
-
-def _find(
-    collection: Any, where: Document, sort: Order, limit: int, show: Mapping[str, Any] | None
-) -> Any:
-    """A future of all documents, read in one batch."""
-    cursor = collection.find(where, show, sort=list(sort) or None, limit=limit, batch_size=limit)
-    return cursor.to_list(None)
 
 
 async def _index(collection: Any) -> None:

@@ -13,7 +13,7 @@ from memory.errors import ConfigError
 from memory.stores.codec import Document
 from memory.stores.mongo.collections import META, SESSIONS, without_dense
 from memory.stores.mongo.connection import Conflict, Connection
-from memory.stores.mongo.paging import all_pages
+from memory.stores.mongo.facet import all_pages
 
 VERSION = 2
 _SCHEMA: Document = {"_id": "schema"}

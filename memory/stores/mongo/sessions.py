@@ -1,4 +1,4 @@
-"""Session documents in MongoDB."""
+"""Session documents and their segments in MongoDB."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ from datetime import datetime
 from typing import Any
 
 from memory.ids import SessionKey, UserKey
-from memory.models import Session
+from memory.models import Segment, Session
 from memory.stores.base import PAGE
-from memory.stores.codec import Codec
 from memory.stores.mongo.collections import (
     SEGMENTS,
     SESSIONS,
     TURNS,
     WITHOUT_DENSE,
     at,
+    purge_at,
     turns_of,
     within,
     without_dense,
 )
-from memory.stores.mongo.connection import Connection
-from memory.stores.mongo.paging import page, session_keys
+from memory.stores.mongo.connection import Conflict
+from memory.stores.mongo.facet import Facet
 
 
-class MongoSessions:
+class MongoSessions(Facet):
     """`SessionsStore` in MongoDB. A claim is two fields of the document."""
-
-    def __init__(self, db: Connection, codec: Codec) -> None:
-        self._db = db
-        self._codec = codec
 
     async def get(self, key: SessionKey) -> Session | None:
         found = await self._db.one(SESSIONS, at(key))
@@ -38,15 +34,8 @@ class MongoSessions:
     async def page(
         self, user_key: UserKey, *, before: tuple[datetime, str] | None, limit: int
     ) -> list[Session]:
-        found = await page(
-            self._db,
-            SESSIONS,
-            {"user_key": user_key},
-            by=("updated_at", "_id"),
-            after=before,
-            limit=limit,
-            newest_first=True,
-        )
+        mine, by = {"user_key": user_key}, ("updated_at", "_id")
+        found = await self._page(SESSIONS, mine, by=by, after=before, limit=limit)
         return [self._codec.session_from_document(document) for document in found]
 
     async def put(self, session: Session) -> bool:
@@ -105,9 +94,32 @@ class MongoSessions:
         return True
 
     async def with_expired_turns(self, *, before: datetime, limit: int = PAGE) -> list[SessionKey]:
-        return await session_keys(self._db, "expires_at", "session_key", before, {}, limit)
+        return await self._session_keys("expires_at", "session_key", before, {}, limit)
 
     async def ended(self, *, before: datetime, limit: int = PAGE) -> list[Session]:
         where = {"$or": [{"expires_at": {"$lte": before}}, {"erasing": True}]}
         found = await self._db.find(SESSIONS, where, limit=limit)
         return [self._codec.session_from_document(document) for document in found]
+
+
+class MongoSegments(Facet):
+    """`SegmentsStore` in MongoDB."""
+
+    async def put(self, segment: Segment) -> None:
+        document = self._codec.segment_document(segment)
+        document |= purge_at(segment.expires_at, self._grace)
+        where, update = at(document.pop("_id")), {"$set": document}
+        if "purge_at" not in document:
+            update["$unset"] = {"purge_at": ""}
+        try:
+            await self._db.update(SEGMENTS, where, update, upsert=True)
+        except Conflict:  # another inserted it at the same time: now it can be changed
+            await self._db.update(SEGMENTS, where, update, upsert=True)
+
+    async def of(self, session_key: SessionKey, *, now: datetime) -> list[Segment]:
+        where = {**within(session_key), "expires_at": {"$gt": now}}
+        found = await self._db.find(SEGMENTS, where, sort=(("first_seq", 1),))
+        return [self._codec.segment_from_document(document) for document in found]
+
+    async def delete(self, session_key: SessionKey) -> None:
+        await self._db.delete(SEGMENTS, within(session_key))

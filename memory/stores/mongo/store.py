@@ -15,10 +15,8 @@ from typing import Any
 from memory.stores.codec import Codec
 from memory.stores.mongo.connection import Connection
 from memory.stores.mongo.schema import prepare
-from memory.stores.mongo.segments import MongoSegments
-from memory.stores.mongo.sessions import MongoSessions
-from memory.stores.mongo.signals import MongoSignals
-from memory.stores.mongo.turns import MongoTurns
+from memory.stores.mongo.sessions import MongoSegments, MongoSessions
+from memory.stores.mongo.turns import MongoSignals, MongoTurns
 from memory.stores.mongo.work import MongoWork
 
 
@@ -40,13 +38,13 @@ class MongoStore:
         listeners: Sequence[Any] = (),
         codec: Codec | None = None,
     ) -> None:
-        codec = codec or Codec()
         self._db = Connection(url, timeout_seconds=timeout_seconds, listeners=listeners)
-        self.turns = MongoTurns(self._db, codec, purge_grace_seconds=purge_grace_seconds)
-        self.sessions = MongoSessions(self._db, codec)
-        self.segments = MongoSegments(self._db, codec, purge_grace_seconds=purge_grace_seconds)
-        self.work = MongoWork(self._db, codec)
-        self.signals = MongoSignals(self._db)
+        parts = (self._db, codec or Codec(), purge_grace_seconds)
+        self.turns = MongoTurns(*parts)
+        self.sessions = MongoSessions(*parts)
+        self.segments = MongoSegments(*parts)
+        self.work = MongoWork(*parts)
+        self.signals = MongoSignals(*parts)
 
     async def open(self) -> None:
         """Connect, make what indexes are missing, bring documents of an earlier release up to

@@ -10,27 +10,24 @@ from memory.ids import MessageId, SessionKey, TurnId, UserKey
 from memory.models import NEVER, Turn
 from memory.models import now as current
 from memory.stores.base import NO_RERUNS, PAGE, PoisonedMessage
-from memory.stores.codec import Codec, Document, owner
+from memory.stores.codec import Document, owner
 from memory.stores.mongo.collections import (
     SESSIONS,
     TURNS,
     WITHOUT_DENSE,
+    all_of,
     at,
     later_than,
     pending,
     without_dense,
 )
-from memory.stores.mongo.connection import BATCH, Connection
-from memory.stores.mongo.paging import all_pages, session_keys
-from memory.stores.mongo.turns import BARE, NOT_POISONED
+from memory.stores.mongo.connection import BATCH
+from memory.stores.mongo.facet import Facet, all_pages
+from memory.stores.mongo.turns import NOT_POISONED
 
 
-class MongoWork:
+class MongoWork(Facet):
     """`WorkStore` in MongoDB."""
-
-    def __init__(self, db: Connection, codec: Codec) -> None:
-        self._db = db
-        self._codec = codec
 
     async def pending(
         self, *, user_key: UserKey | None = None, finished: bool = False, limit: int = PAGE
@@ -39,7 +36,7 @@ class MongoWork:
         if user_key is not None:
             mine = {"$gt": f"{user_key}.", "$lt": f"{user_key}/"}  # "/" comes after "."
             where |= {"user_key": user_key, "pending_in": mine}
-        return await session_keys(self._db, "pending_since", "pending_in", NEVER, where, limit)
+        return await self._session_keys("pending_since", "pending_in", NEVER, where, limit)
 
     async def pending_since(self) -> datetime | None:
         waiting = {"pending_since": {"$lte": NEVER}, "status": {"$ne": "running"}}
@@ -51,9 +48,7 @@ class MongoWork:
         self, session_key: SessionKey, *, through: int, limit: int
     ) -> list[Turn]:
         where = {**_pending_in(session_key, through), "attempt": {"$gt": 1}}
-        order = (("seq", 1),)
-        found = await self._db.find(TURNS, where, sort=order, limit=limit, show=BARE)
-        return [self._codec.turn_from_document(document) for document in found]
+        return await self._turns(where, sort=(("seq", 1),), limit=limit)
 
     async def mark_projected(
         self, session_key: SessionKey, *, through: int, reruns: Mapping[TurnId, int] = NO_RERUNS
@@ -123,11 +118,8 @@ class MongoWork:
             limit=BATCH,
             show={"last_seq": 1},
         ):
-            where = {
-                "user_key": owner(session_key),
-                "_id": {"$in": [document["_id"] for document in page]},
-                "pending_since": {"$exists": False},
-            }
+            ids = [document["_id"] for document in page]
+            where = {**all_of(ids), "pending_since": {"$exists": False}}
             await self._db.update_many(TURNS, where, {"$set": pending(session_key, moment)})
             after = page[-1]["last_seq"]
 
