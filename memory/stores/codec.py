@@ -112,15 +112,11 @@ class Codec:
         )  # fmt: skip
 
     def session_from_row(self, body: bytes, lexical_through: int, dense_through: int) -> Session:
-        session = msgspec.structs.replace(
-            _session(body), lexical_through=lexical_through, dense_through=dense_through
-        )
-        return self.unseal(session)
+        watermarks = {"lexical_through": lexical_through, "dense_through": dense_through}
+        return self.unseal(msgspec.structs.replace(_session(body), **watermarks))
 
     def segment_row(self, segment: Segment) -> SegmentRow:
-        segment = self.seal(segment)
-        expires_at = segment.expires_at.timestamp()
-        body = msgspec.json.encode(segment)
+        body, expires_at = msgspec.json.encode(self.seal(segment)), segment.expires_at.timestamp()
         return SegmentRow(segment.session_key, segment.first_seq, expires_at, body)
 
     def segment_from_row(self, body: bytes) -> Segment:

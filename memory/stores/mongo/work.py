@@ -76,10 +76,8 @@ class MongoWork(Facet):
         return listed[:limit]
 
     async def mark_all_pending(self) -> None:
-        await self._none_poisoned()
         # The watermarks first: a turn pending below its watermark would be marked projected.
-        async for page in all_pages(self._db, SESSIONS, "_id", {}):
-            await self._set_back(page, "lexical_through", "dense_through")
+        await self._set_back("lexical_through", "dense_through")
         after = ""
         while found := await self._db.find(
             TURNS, {"_id": {"$gt": after}}, sort=(("_id", 1),), limit=1, show={"session_key": 1}
@@ -90,24 +88,21 @@ class MongoWork(Facet):
 
     async def mark_dense_pending(self, *, reset: bool) -> None:
         if reset:
-            await self._none_poisoned()
-            async for page in all_pages(self._db, SESSIONS, "_id", {}):
-                await self._set_back(page, "dense_through")
+            await self._set_back("dense_through")
         show = {"last_seq": 1, "dense_through": 1}
         async for page in all_pages(self._db, SESSIONS, WITHOUT_DENSE, show):
             for session in page:
                 if session["dense_through"] < session["last_seq"]:
                     await self._make_pending(session["_id"], after=session["dense_through"])
 
-    async def _none_poisoned(self) -> None:
+    async def _set_back(self, *watermarks: str) -> None:
+        """These watermarks of all sessions become 0, and no message is poisoned."""
         await self._db.update_all(TURNS, {"aside_since": {"$lte": NEVER}}, NOT_POISONED)
-
-    async def _set_back(self, sessions: list[Document], *watermarks: str) -> None:
         zero = dict.fromkeys(watermarks, 0)
-        await self._db.update_each(
-            SESSIONS,
-            [(at(s["_id"]), {"$set": {**zero, **without_dense(s["_id"])}}) for s in sessions],
-        )
+        async for page in all_pages(self._db, SESSIONS, "_id", {}):
+            keys = [session["_id"] for session in page]
+            updates = [(at(key), {"$set": {**zero, **without_dense(key)}}) for key in keys]
+            await self._db.update_each(SESSIONS, updates)
 
     async def _make_pending(self, session_key: SessionKey, *, after: int) -> None:
         moment = current()

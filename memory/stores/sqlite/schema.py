@@ -11,6 +11,7 @@ import time
 import structlog
 
 from memory.errors import ConfigError
+from memory.stores.sqlite.database import transaction
 
 log = structlog.get_logger("strata")
 
@@ -73,17 +74,11 @@ def prepare(db: sqlite3.Connection) -> None:
             "start the release that wrote it, or a later one",
         )
     began = time.monotonic()
-    db.execute("BEGIN IMMEDIATE")
-    try:
+    with transaction(db):
         migrated = found < 2 and _has_columns(db, "turns") and _columns_of_version_2(db)
         for statement in SCHEMA.split(";\n"):
             db.execute(statement)
         db.execute(f"PRAGMA user_version = {VERSION}")
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
     if migrated:
         seconds = round(time.monotonic() - began, 2)
         log.info("store.migrated", version=VERSION, before=found, seconds=seconds)

@@ -52,7 +52,7 @@ class SqliteSessions(Facet):
             if row is None:
                 return False
             session = self._codec.session_from_row(*row)
-            if unchanged is not None and not _is_unchanged(session, unchanged):
+            if unchanged and (session.erasing or _version(session) != _version(unchanged)):
                 return False
             changed = msgspec.structs.replace(session, **changes)
             if "dense_through" in changes and is_resetting(db):
@@ -126,9 +126,5 @@ def _delete(db: sqlite3.Connection, key: SessionKey, through: int | None) -> int
     return turns.rowcount
 
 
-def _is_unchanged(session: Session, was: Session) -> bool:
-    return (
-        session.summary.version == was.summary.version
-        and (session.created_at, session.first_seq) == (was.created_at, was.first_seq)
-        and not session.erasing
-    )
+def _version(session: Session) -> tuple[object, ...]:
+    return session.summary.version, session.created_at, session.first_seq
