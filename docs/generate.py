@@ -19,11 +19,11 @@ import httpx
 import structlog
 
 from service.app import create_app
-from service.config.reference import markdown_reference
 from service.config.settings import Settings
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+sys.path.insert(0, str(DOCS))  # for what stands beside this file
 _GENERATED = re.compile(r"(<!-- generated -->\n).*?(<!-- /generated -->)", re.DOTALL)
 
 
@@ -42,6 +42,8 @@ def openapi() -> str:
 
 def configuration(page: str) -> str:
     """`page` with the table of all groups and keys as the code defines them now."""
+    from reference import markdown_reference
+
     return _GENERATED.sub(lambda m: f"{m[1]}{markdown_reference().strip()}\n{m[2]}", page)
 
 
@@ -77,7 +79,6 @@ def _modules() -> Iterator[Path]:
 
 
 def _pictures() -> dict[Path, str]:
-    sys.path.insert(0, str(DOCS))
     import diagrams
 
     return {

@@ -15,10 +15,10 @@ from service.config.loading import load_settings
 from service.config.settings import Settings
 
 
-def settings_of(path: Path | None) -> Settings:
+def settings_of(path: Path | None, **given: dict[str, Any]) -> Settings:
     """The configuration, or the command's end."""
     try:
-        return load_settings(path)
+        return load_settings(path, **given)
     except ConfigError as error:
         fail(error)
 

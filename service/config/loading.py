@@ -5,25 +5,27 @@ Unknown keys are errors that name the nearest known one.
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import get_origin
+from typing import Any, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import SettingsConfigDict, SettingsError
 
 from memory.errors import ConfigError
-from service.config.errors import from_validation, model_at, nearest
 from service.config.settings import PREFIX, Settings
 
 DEFAULT_FILE = Path("strata.toml")
 
 
-def load_settings(path: Path | None = None) -> Settings:
-    """Read, merge and validate. Raises ConfigError naming the key and the fix."""
+def load_settings(path: Path | None = None, **given: Any) -> Settings:
+    """Read, merge and validate; `given` are groups whose keys go before all others. Raises
+    ConfigError naming the key and the fix."""
     path = config_path(path)
     if path is not None:
         try:
@@ -43,9 +45,9 @@ def load_settings(path: Path | None = None) -> Settings:
         },
     )
     try:
-        return chosen()
+        return chosen(**given)
     except ValidationError as error:
-        raise from_validation(error, Settings) from None
+        raise _invalid(error) from None
     except SettingsError as error:
         raise _not_json(error) from None
 
@@ -70,6 +72,44 @@ def forget_foreign_variables() -> None:
         os.environ[name] = "false"
 
 
+def _invalid(error: ValidationError) -> ConfigError:
+    """The first fault, by its dotted key; an unknown key gets the nearest known one. Values are
+    never shown."""
+    detail = error.errors(include_url=False, include_input=False)[0]
+    place = detail["loc"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)[1:]
+    key = key or "configuration"
+    if detail["type"] == "extra_forbidden":
+        known = _model_at([part for part in place[:-1] if isinstance(part, str)])
+        return ConfigError(key, "unknown key", _nearest(str(place[-1]), known))
+    return ConfigError(key, detail["msg"].removeprefix("Value error, "))
+
+
+def _model_at(parts: Sequence[str]) -> type[BaseModel]:
+    """The model of the table at this path, as far as the path is known."""
+    model: type[BaseModel] = Settings
+    for part in parts:
+        field = model.model_fields.get(part)
+        found = as_model(field.annotation) if field else None
+        if found is None:
+            break
+        model = found
+    return model
+
+
+def as_model(annotation: Any) -> type[BaseModel] | None:
+    """The model in `Model`, `Model | None`, `tuple[Model, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(as_model, get_args(annotation))), None)
+
+
+def _nearest(name: str, model: type[BaseModel]) -> str:
+    """A hint at the field whose name is most like `name`."""
+    near = difflib.get_close_matches(name.lower(), model.model_fields, n=1, cutoff=0.0)
+    return f"the nearest known one is {near[0]!r}" if near else ""
+
+
 def _check_variables() -> None:
     """pydantic-settings overlooks variables whose group it does not know."""
     for name in os.environ:
@@ -77,7 +117,7 @@ def _check_variables() -> None:
             continue
         group = name[len(PREFIX) :].split("__")[0].lower()
         if group not in Settings.model_fields:
-            raise ConfigError(name, f"unknown group {group!r}", nearest(group, Settings))
+            raise ConfigError(name, f"unknown group {group!r}", _nearest(group, Settings))
 
 
 def group_in(error: SettingsError) -> str:
@@ -100,7 +140,7 @@ def _not_json(error: SettingsError) -> ConfigError:
 def _is_json(name: str, value: str) -> bool:
     """Whether it is, or need not be because a text or a number is expected."""
     group, _, key = name.removeprefix(PREFIX).lower().partition("__")
-    field = model_at(Settings, [group]).model_fields.get(key)
+    field = _model_at([group]).model_fields.get(key)
     if field is not None and get_origin(field.annotation) is not tuple:
         return True
     try:

@@ -13,7 +13,6 @@ from pydantic import (
     ByteSize,
     Field,
     SecretStr,
-    ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
@@ -31,7 +30,6 @@ from memory.config import LimitsConfig as MemoryLimits
 from memory.durations import Duration
 from memory.errors import ConfigError
 from service.auth.keys import AuthConfig
-from service.config.errors import from_validation
 
 PREFIX = "STRATA_"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -148,11 +146,7 @@ class Settings(BaseSettings, MemoryConfig):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        self.fit_together()
-        return self
-
-    def fit_together(self) -> None:
-        """Check what depends on more than one group. Raises ConfigError."""
+        """Checks what depends on more than one group."""
         if self.server.workers > 1 and (self.store.embedded or self.index.embedded):
             raise ConfigError(
                 "server.workers",
@@ -174,16 +168,7 @@ class Settings(BaseSettings, MemoryConfig):
                     "auth.mode = local answers to localhost, 127.0.0.1 and [::1] only",
                     "leave it out, or set auth.mode = keys",
                 )
-
-    def serving(self, **given: Any) -> Settings:
-        """These settings with other values in `server`. Raises ConfigError."""
-        try:
-            server = ServerConfig(**{**self.server.model_dump(), **given})
-        except ValidationError as error:
-            raise from_validation(error, type(self), "server") from None
-        changed = self.model_copy(update={"server": server})
-        changed.fit_together()
-        return changed
+        return self
 
     def memory(self) -> MemoryConfig:
         """The library's part."""

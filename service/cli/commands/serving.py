@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from memory.errors import ConfigError
 from service.cli.options import ConfigOption
-from service.cli.running import fail, run, settings_of
+from service.cli.running import run, settings_of
 from service.observability.logging import configure_logging
 
 
@@ -19,12 +18,8 @@ def serve(
     worker: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve over HTTP. Works without any configuration."""
-    settings = settings_of(config)
     given = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    try:
-        settings = settings.serving(**given)
-    except ConfigError as error:
-        fail(error)
+    settings = settings_of(config, server=given)
     configure_logging(settings.server.log_level)
     if settings.server.workers > 1 and worker is None:
         from service.process.workers import Workers

@@ -106,8 +106,9 @@ def test_another_address_needs_keys_and_the_refusal_names_both_fixes(
     with pytest.raises(ConfigError, match=r"server\.host.*127\.0\.0\.1.*auth\.mode = keys"):
         load(mode="local", STRATA_SERVER__HOST=host)
     assert load(entry(), STRATA_SERVER__HOST=host).server.host == host
+    load(mode="local", STRATA_SERVER__HOST="127.0.0.1")
     with pytest.raises(ConfigError, match=r"server\.host.*127\.0\.0\.1.*auth\.mode = keys"):
-        load(mode="local", STRATA_SERVER__HOST="127.0.0.1").serving(host=host)
+        load_settings(server={"host": host})
 
 
 def test_allowed_hosts_are_names_and_need_keys(load: Callable[..., Settings]) -> None:

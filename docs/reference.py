@@ -15,7 +15,7 @@ from pydantic import BaseModel, ByteSize, SecretStr
 
 from memory.durations import Duration, Ttl, duration_text
 from service.auth.keys import AuthKey
-from service.config.errors import as_model
+from service.config.loading import as_model
 from service.config.settings import PREFIX, Settings
 
 _KINDS = {

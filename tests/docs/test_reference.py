@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from runpy import run_path
 
-from service.config.errors import as_model
-from service.config.reference import markdown_reference
+from system.process import ROOT
+
+from service.config.loading import as_model
 from service.config.settings import Settings
+
+markdown_reference = run_path(str(ROOT / "docs" / "reference.py"))["markdown_reference"]
 
 
 def rows(group: str) -> dict[str, list[str]]:
