@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from array import array
-from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -35,8 +33,6 @@ class Waiters:
     """Wakes all who wait, or each after `patience_seconds`. Unlike asyncio.Event it costs nothing
     to notify while nobody waits, which happens for every token of every answer, and one timer
     serves all who wait."""
-
-    __slots__ = ("_patience", "_timer", "_waiting")
 
     def __init__(self, patience_seconds: float) -> None:
         self._patience = patience_seconds
@@ -78,19 +74,6 @@ def _wake(woken: asyncio.Future[bool], *, notified: bool) -> None:
 class AnswerBuffer:
     """A Snapshot that grows. `accepted` is None for a stateless call."""
 
-    __slots__ = (
-        "_changes",
-        "_ends",
-        "_joined",
-        "_pages",
-        "_recent",
-        "accepted",
-        "end",
-        "ended",
-        "length",
-        "receipt",
-    )
-
     def __init__(self, accepted: Accepted | None = None) -> None:
         self.accepted = accepted
         self.receipt: Receipt | None = None
@@ -98,16 +81,18 @@ class AnswerBuffer:
         self.end: End | None = None
         self.length = 0  # in code points
         self._changes = Waiters(PING_SECONDS)
-        # Pages, then what is not yet one. No text is copied for each few letters more: answers
-        # that grow side by side would leave the heap full of holes.
-        self._joined: list[str] = []
-        self._ends = array("I")  # where each of them ends, in code points
-        self._pages = 0
+        # No text is copied for each few letters more: answers that grow side by side would leave
+        # the heap full of holes.
+        self._pages: list[str] = []  # of `PAGE` code points each
+        self._joined: list[str] = []  # after them, less than a page: pieces joined
         self._recent: list[str] = []  # the pieces after them
+        self._whole: str | None = None  # instead of all these, once nothing is added any more
 
     @property
     def text(self) -> str:
-        return "".join((*self._joined, *self._recent))
+        if self._whole is not None:
+            return self._whole
+        return "".join((*self._pages, *self._joined, *self._recent))
 
     def show(self, receipt: Receipt) -> None:
         """The account of the context that goes to the model."""
@@ -125,11 +110,9 @@ class AnswerBuffer:
 
     def seal(self) -> str:
         """The whole text, kept once from now on. Nothing may be added any more."""
-        whole = self.text
-        self._joined, self._recent, self._pages = [], [], 0
-        self._ends = array("I")
-        self._join(whole)
-        return whole
+        self._whole = self.text
+        self._pages, self._joined, self._recent = [], [], []
+        return self._whole
 
     def finish(self, end: End | None) -> None:
         """Let readers end, with this as their last event."""
@@ -145,42 +128,28 @@ class AnswerBuffer:
         `at` is far behind."""
         if self._recent and at + len(self._recent[-1]) == self.length:  # the reader keeps up
             return [Token(self.length, self._recent[-1])]
-        texts = [self._page(at)] if at < self._joined_length else self._since(at)
         tokens = []
-        for text in texts:
+        for text in self._since(at):
             at += len(text)
             tokens.append(Token(at, text))
         return tokens
 
     def _join(self, text: str) -> None:
-        end = self._joined_length + len(text)
-        paged = self._ends[self._pages - 1] if self._pages else 0
-        if end - paged >= PAGE:
-            text = "".join((*self._joined[self._pages :], text))
-            del self._joined[self._pages :], self._ends[self._pages :]
-            self._pages += 1
         self._joined.append(text)
-        self._ends.append(end)
-
-    @property
-    def _joined_length(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def _page(self, at: int) -> str:
-        n = bisect_right(self._ends, at)
-        begin = len(self._joined[n]) - (self._ends[n] - at)
-        parts = [self._joined[n][begin : begin + PAGE]]
-        length = len(parts[0])
-        for text in self._joined[n + 1 :]:
-            if length >= PAGE:
-                break
-            parts.append(text)
-            length += len(text)
-        return "".join(parts)[:PAGE]
+        if sum(map(len, self._joined)) >= PAGE:
+            text = "".join(self._joined)
+            full = len(text) - len(text) % PAGE
+            self._pages += (text[start : start + PAGE] for start in range(0, full, PAGE))
+            self._joined = [text[full:]]
 
     def _since(self, at: int) -> list[str]:
+        if self._whole is not None:
+            return [self._whole[at : at + PAGE]]
+        page, within = divmod(at, PAGE)
+        if page < len(self._pages):
+            return [self._pages[page][within:]]
         texts, start = [], self.length
-        for text in reversed(self._recent):
+        for text in reversed((*self._joined, *self._recent)):
             if start <= at:
                 break
             texts.append(text)
@@ -197,19 +166,6 @@ class Checkpoints:
     Every running answer has one, so between two flushes it is only a timer. `gate` bounds how
     many flush at once: more would only wait in the store, each with a copy of its text.
     """
-
-    __slots__ = (
-        "_answer",
-        "_flush",
-        "_flushing",
-        "_gate",
-        "_growing_seconds",
-        "_lost",
-        "_renewal_seconds",
-        "_renewed",
-        "_stored",
-        "_timer",
-    )
 
     def __init__(
         self,
