@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Results stand on stdout alone; what the library logs there by default would mix with them.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Made for each line: stderr may be another one by then.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
     command = typer.main.get_command(app)
     called = shlex.join([*PROGRAM.split(), *arguments])

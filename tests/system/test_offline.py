@@ -27,6 +27,7 @@ import asyncio, json, sys, time
 from pathlib import Path
 from system.process import serving
 from system.streams import ask
+from waiting import eventually
 
 async def main(folder):
     with serving(folder, projector={"interval": "50ms"}) as service:

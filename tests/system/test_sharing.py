@@ -40,7 +40,7 @@ async def opened(url: str, folder: Path, lease: str = "10s") -> AsyncIterator[St
     await index.open()
     try:
         yield put_together(
-            config, store=store, index=index, model=DenseModel(config.embedding),
+            config, store=store, index=index, embeddings=DenseModel(config.embedding),
             counter=counter(), summarizer=None,
         )  # fmt: skip
     finally:
