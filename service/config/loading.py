@@ -45,7 +45,8 @@ def load_settings(path: Path | None = None, **given: Any) -> Settings:
         },
     )
     try:
-        return chosen(**given)
+        settings = chosen()  # what is overridden must be right too
+        return chosen(**given) if given else settings
     except ValidationError as error:
         raise _invalid(error) from None
     except SettingsError as error:
