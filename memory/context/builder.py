@@ -74,7 +74,7 @@ class ContextDraft:
         self.begin()
 
     async def context(self) -> Context:
-        """Raises BudgetExceeded, IndexUnavailable never: a search that fails only degrades."""
+        """Raises BudgetExceeded. A search that fails only degrades the context."""
         assert self._building is not None, "begin it first"
         return await self._building
 
